@@ -23,14 +23,13 @@ from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-
+from item_shares import Shares, averaged, read_shares
 from spr.config import load_config
 from spr.embedded.scenes import write_scenes
-from spr.evaluation.metrics import Share, cluster_numbers, paired_difference
-from spr.evaluation.result import Result, read_items
+from spr.evaluation.metrics import paired_difference
+from spr.evaluation.result import Result
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.description import Description
 from spr.evaluation.tasks.rec import Rec
@@ -308,21 +307,18 @@ def _finished(bench: Bench, setting: Setting, pool_name: str, seed: int) -> str:
     return f"{folder}: trained {trained:.0f} s, all {time.monotonic() - start:.0f} s"
 
 
-Shares: TypeAlias = dict[tuple[str, str], tuple[Share, Any]]
-
-
 def table(out: Path, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """Print what `final` has measured: means over seeds, over both pools together and for each alone.
 
     Confidence intervals resample scenes; both sides of a difference use the same resamples.
     """
-    base = _read(out / "final" / "base")
+    base = read_shares(out / "final" / "base", SHOWN)
     lines: list[dict[str, Any]] = []
     found: dict[str, dict[str, list[Shares]]] = {}
     for setting in settings:
         folders = sorted((out / "final" / setting.name.replace(" ", "_")).glob("*/*/held-out/done"))
         for folder in (done.parent for done in folders):
-            found.setdefault(setting.name, {}).setdefault(folder.parts[-3], []).append(_read(folder))
+            found.setdefault(setting.name, {}).setdefault(folder.parts[-3], []).append(read_shares(folder, SHOWN))
     _print_rows("before", {"": base}, None, lines)
     averages = {name: _averages(pools) for name, pools in found.items()}
     for name, of_pools in averages.items():
@@ -341,7 +337,7 @@ def table(out: Path, settings: Sequence[Setting]) -> list[dict[str, Any]]:
 def _averages(pools: dict[str, list[Shares]]) -> dict[str, Shares]:
     """Each item's mean over all trainings, under ``""``, and over those of each pool, under its name."""
     every = [run for runs in pools.values() for run in runs]
-    return {"": _averaged(every), **{key: _averaged(runs) for key, runs in pools.items()}}
+    return {"": averaged(every), **{key: averaged(runs) for key, runs in pools.items()}}
 
 
 def _print_rows(
@@ -372,15 +368,6 @@ def _print_rows(
         lines.append(entry)
 
 
-def _read(folder: Path) -> Shares:
-    found: Shares = {}
-    for task in ("rec", "greedy", "sampled"):
-        _, images, shares = read_items(folder / f"{task}.items.parquet")
-        clusters = cluster_numbers(images)
-        found |= {(task, name): (share, clusters) for name, share in shares.items() if (task, name) in SHOWN}
-    return found
-
-
 def _measured(bench: Bench, folder: Path, adapter: Path | None) -> str:
     """Write the held-out metrics per item to a folder, unless they are there."""
     if not (folder / "done").is_file():
@@ -388,20 +375,6 @@ def _measured(bench: Bench, folder: Path, adapter: Path | None) -> str:
             result.write(folder / f"{task}.json")
         (folder / "done").write_text("")
     return str(folder)
-
-
-def _averaged(runs: Sequence[Shares]) -> Shares:
-    """Each item's mean over the runs."""
-    return {
-        key: (
-            Share(
-                np.mean([run[key][0].parts for run in runs], axis=0),
-                np.mean([run[key][0].wholes for run in runs], axis=0),
-            ),
-            clusters,
-        )
-        for key, (_, clusters) in runs[0].items()
-    }
 
 
 def dpo(rate: float, **more: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +31,11 @@ from transformers import AutoModelForImageTextToText, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import spr.rewards.trl
+from item_shares import Shares, averaged, read_shares
 from spr.config import Config, load_config
 from spr.core.terminal import count_text
 from spr.embedded.scenes import write_scenes
-from spr.evaluation.metrics import Difference, Share, cluster_numbers, paired_difference
-from spr.evaluation.result import read_items
+from spr.evaluation.metrics import Difference, paired_difference
 from spr.evaluation.task import evaluate
 from spr.evaluation.tasks.description import Description
 from spr.evaluation.tasks.rec import Rec
@@ -224,13 +224,14 @@ def trained(folder: Path, what: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def search(out: Path, data: Path, tune: Path, names: Sequence[str]) -> None:
     """Train with each setting once, and print what it changes on tuning scenes."""
     measure(tune, MODEL, None, out / "search" / "before")
-    base = read(out / "search" / "before")
+    base = read_shares(out / "search" / "before", SHOWN)
     print_values("before", {key: share.value() for key, (share, _) in base.items()})
     for name in names:
         folder = out / "search" / name.replace(" ", "_")
         made = trained(folder, lambda: train_grpo(MODEL, data, SEARCH[name], 0, folder))  # noqa: B023 - called at once
         measure(tune, MODEL, folder / "adapter", folder / "tune")
-        values = {key: share.value() - base[key][0].value() for key, (share, _) in read(folder / "tune").items()}
+        tuned = read_shares(folder / "tune", SHOWN)
+        values = {key: share.value() - base[key][0].value() for key, (share, _) in tuned.items()}
         print_values(f"{name}: {made['seconds']:.0f} s", values)
 
 
@@ -252,34 +253,12 @@ def final(out: Path, data: Path, held_out: Path, arms: Sequence[tuple[str, ...]]
             print(f"seed {seed}, {', then '.join(arm)}: {made['seconds']:.0f} s", flush=True)
 
 
-Shares: TypeAlias = dict[tuple[str, str], tuple[Share, Any]]
-
-
-def read(folder: Path) -> Shares:
-    """The metrics of `SHOWN` in a folder, per item, with the numbers of the items' images."""
-    found: Shares = {}
-    for task in dict(SHOWN):
-        _, images, shares = read_items(folder / f"{task}.items.parquet")
-        clusters = cluster_numbers(images)
-        found |= {(task, name): (shares[name], clusters) for of, name in SHOWN if of == task}
-    return found
-
-
-def averaged(runs: Sequence[Shares]) -> Shares:
-    """Each item's mean over the runs."""
-
-    def mean(key: tuple[str, str], part: str) -> Any:
-        return np.mean([getattr(run[key][0], part) for run in runs], axis=0)
-
-    return {key: (Share(mean(key, "parts"), mean(key, "wholes")), runs[0][key][1]) for key in runs[0]}
-
-
 def table(out: Path, arms: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
     """Print the arms' metrics, means over the seeds, with their differences from before and from each other.
 
     Two arms are compared over the seeds that both have.
     """
-    base = read(out / "before")
+    base = read_shares(out / "before", SHOWN)
     print_values("before", {key: share.value() for key, (share, _) in base.items()})
     found: dict[tuple[str, ...], dict[str, Shares]] = {}
     lines: list[dict[str, Any]] = [
@@ -289,7 +268,7 @@ def table(out: Path, arms: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
         folders = [place / Path(*(name.replace(" ", "_") for name in arm)) for place in sorted(out.glob("[0-9]*"))]
         folders = [folder for folder in folders if (folder / "held-out" / "done").is_file()]
         if folders:
-            found[arm] = {folder.parts[-1 - len(arm)]: read(folder / "held-out") for folder in folders}
+            found[arm] = {folder.parts[-1 - len(arm)]: read_shares(folder / "held-out", SHOWN) for folder in folders}
             costs = np.mean([cost(folder, len(arm)) for folder in folders], axis=0)
             title = f"{', then '.join(arm)} ({count_text(len(folders), 'seeds')})"
             print(f"\n{title}: {costs[0]:.0f} s, {costs[1]:.0f} answers")

@@ -268,6 +268,25 @@ def test_a_repeated_image_is_kept_once_and_a_conflicting_one_not_at_all(tmp_path
         ]
 
 
+@pytest.mark.parametrize("base", [0, 2**31 - 2, 2**53 - 2, 2**53 + 5, 2**62, -(2**31) - 1, -(2**53) - 1])
+def test_ids_of_any_size_are_exact(tmp_path: Path, base: int) -> None:
+    ids = [base + k for k in range(4)]
+    found = read(tmp_path, coco([image(k) for k in ids], [annotation(k, image_id=k) for k in ids]))
+    assert found.object_ids.tolist() == found.image_ids.tolist() == ids
+    assert found.object_ids.dtype == np.int64
+    assert found.offsets.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17])
+@pytest.mark.parametrize("crowd", [1, -1, 0.5, 200, 2**70, True])
+def test_any_number_but_0_marks_a_crowd_in_blocks_of_any_length(tmp_path: Path, count: int, crowd: object) -> None:
+    entries = [annotation(k + 1, iscrowd=0 if k else crowd) for k in range(count)]
+    found = read(tmp_path, coco(annotations=entries))
+    assert found.object_ids.tolist() == list(range(1, count + 1))
+    assert found.crowd.tolist() == [True] + [False] * (count - 1)
+    assert found.boxes_xyxy.tolist() == [[10, 20, 40, 25]] * count
+
+
 def test_an_annotation_that_is_listed_again_is_kept_once(tmp_path: Path) -> None:
     annotations = [annotation(7, image_id=2), annotation(3), annotation(3), annotation("3")]
     for order in (annotations, annotations[::-1]):

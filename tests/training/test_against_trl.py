@@ -8,11 +8,11 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from spr.models.image_features import Features
 from spr.training.batches import collate
 from spr.training.loss import PairLogps, pair_losses
 from spr.training.pairs import trl_pairs
 from spr.training.trainee import load_trainee
-from spr.training.vision_cache import Features
 
 FAMILIES = ["llava_onevision", "llava", "qwen2_vl", "qwen2_5_vl"]
 CPU = torch.device("cpu")

@@ -14,6 +14,7 @@ from spr.core.errors import InputError, RunError
 from spr.models.chat import render_turn
 from spr.models.errors import ModelError
 from spr.models.families import FAMILIES
+from spr.models.image_features import Features
 from spr.training.batches import collate
 from spr.training.checkpoint import TrainingState
 from spr.training.loss import PairLogps, pair_losses
@@ -22,7 +23,6 @@ from spr.training.pairs import trl_pairs
 from spr.training.schedule import steps_of_training
 from spr.training.trainee import load_trainee
 from spr.training.trainer import train
-from spr.training.vision_cache import Features
 
 TALK = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Well, and you?"}]
 ROWS = [

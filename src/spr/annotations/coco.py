@@ -1,6 +1,6 @@
 """Reading COCO-style JSON (COCO, LVIS v1, Objects365 v1 and v2) as a stream.
 
-Memory grows with the number of boxes (about 90 bytes each at the peak), not with the size of the file: segmentations,
+Memory grows with the number of boxes (about 60 bytes each at the peak), not with the size of the file: segmentations,
 captions and other fields are skipped.
 """
 
@@ -38,6 +38,7 @@ from spr.annotations.ids import (
     IdTable,
     Keys,
     Matches,
+    Places,
     ShortKeys,
     is_unicode,
     look_up,
@@ -194,7 +195,8 @@ def read_coco(
     ids.freeze()
     entries = join_images(images)
     images.clear()
-    entries.licenses = [key and licenses.get(key, f"license {key}") for key in entries.licenses]
+    stated = {key: key and licenses.get(key, f"license {key}") for key in set(entries.licenses)}
+    entries.licenses = list(map(stated.__getitem__, entries.licenses))
     if allow_outside_images:
         for row in np.flatnonzero(entries.reasons == CODE["image_file_name_unsafe"]).tolist():
             if is_unicode(entries.names[row]) and "\0" not in entries.names[row]:
@@ -246,19 +248,18 @@ def _assemble(
         ("image_keys", images.keys[kept_images], images.keys, "object_image"),
         ("category_keys", categories_kept, category_keys, "object_category"),
     ):
-        keys = getattr(objects, field)
-        match = Matches(kept, keys)
-        _mark_unmatched(objects.reasons, match.places < 0, keys, listed, prefix)
+        match = Matches(kept, getattr(objects, field))
         setattr(objects, field, NO_KEYS)
+        _mark_unmatched(objects.reasons, match, listed, prefix)
         matches.append(match)
-        del keys
     image, category = (match.places for match in matches)
     sizes_wh = images.sizes_wh[kept_images]
-    turned = _count_turned(objects, image, sizes_wh)
-    clipped = _clip(objects, image, sizes_wh.max(axis=1, keepdims=True).repeat(2, 1) if clip_to_square else sizes_wh)
-    order, numbered = _order(objects, *matches)
-    unusable = np.flatnonzero((objects.reasons != OK) & (image >= 0) & (category >= 0))
-    unusable_pairs = np.unique(np.stack([image[unusable], category[unusable]], axis=1), axis=0).astype(np.int32)
+    overhanging = _overhanging(objects, image, sizes_wh)
+    turned = _count_turned(objects, image, sizes_wh, overhanging)
+    limits_wh = sizes_wh.max(axis=1, keepdims=True).repeat(2, 1) if clip_to_square else sizes_wh
+    clipped = overhanging[_clip(objects, image, limits_wh, overhanging)]
+    order, offsets, numbered = _order(objects, matches[0], matches[1], len(sizes_wh))
+    clipped_count = int(np.count_nonzero(objects.reasons[clipped] == OK))
     dropped = _dropped(
         [
             ("category", category_keys, category_reasons, lambda rows: [None] * len(rows)),
@@ -267,43 +268,65 @@ def _assemble(
         ],
         ids,
     )
-    counts = np.zeros(len(sizes_wh), dtype=np.int64)
-    clipped_count = 0
-    for start in range(0, len(order), CHUNK):
-        rows = order[start : start + CHUNK]
-        own = image[rows]  # ascending
-        counts[own[0] : own[-1] + 1] += np.bincount(own - own[0])
-        clipped_count += int(np.count_nonzero(clipped[rows]))
-    del image, clipped
+    unusable = _unusable(objects.reasons, image, category)
+    del image, overhanging, clipped
     matches.clear()
-    category = category[order]
-    object_ids, objects.keys = ids.column(objects.keys[order].astype(np.int64)), NO_KEYS
-    crowd = objects.crowd[order]
+    category = _gather(category, order)
+    crowd = _gather(objects.crowd, order)
+    boxes_xyxy = _gather_boxes(objects.boxes_xyxy, order)
+    object_ids, objects.keys = ids.column(_gather(objects.keys, order, np.int64)), NO_KEYS
+    rows = kept_images.tolist()
     return Annotations(
         image_ids=ids.column(images.keys[kept_images]),
-        file_names=[images.names[index] for index in kept_images.tolist()],
+        file_names=list(map(images.names.__getitem__, rows)),
         sizes_wh=sizes_wh,
-        licenses=[images.licenses[index] for index in kept_images.tolist()],
-        source_urls=[images.source_urls[index] for index in kept_images.tolist()],
+        licenses=list(map(images.licenses.__getitem__, rows)),
+        source_urls=list(map(images.source_urls.__getitem__, rows)),
         categories=tuple(names[key] for key in sorted(names)),
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        offsets=offsets,
         object_ids=object_ids,
         category=category,
-        boxes_xyxy=objects.boxes_xyxy.take(order, axis=0),
+        boxes_xyxy=boxes_xyxy,
         crowd=crowd,
         clipped=clipped_count,
         numbered=numbered,
         turned=turned,
         dropped=dropped,
-        unusable=unusable_pairs,
-        looked_for=_looked_for([images.looked_for[index] for index in kept_images.tolist()], names, ids),
+        unusable=unusable,
+        looked_for=_looked_for(list(map(images.looked_for.__getitem__, rows)), names, ids),
     )
+
+
+def _gather(values: npt.NDArray[Any], rows: _Rows, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+    """``values[rows]``, without the copy of all rows as int64 that numpy makes."""
+    found = np.empty(len(rows), dtype=dtype or values.dtype)
+    for start in range(0, len(rows), CHUNK):
+        found[start : start + CHUNK] = values[rows[start : start + CHUNK]]
+    return found
+
+
+def _gather_boxes(boxes_xyxy: npt.NDArray[np.float32], rows: _Rows) -> npt.NDArray[np.float32]:
+    """``boxes_xyxy[rows]``, in the memory of the boxes: one corner at a time, which takes half of it again."""
+    corners = boxes_xyxy.view(np.int64)
+    for column in corners.T:
+        column[: len(rows)] = _gather(column, rows)
+    return boxes_xyxy[: len(rows)]
+
+
+def _unusable(reasons: _Reasons, image: Places, category: Places) -> Places:
+    """`Annotations.unusable`."""
+    rows = np.flatnonzero(reasons)
+    pairs: Places = np.stack([image[rows], category[rows]], axis=1)
+    pairs = pairs[(pairs >= 0).all(axis=1)]
+    pairs = pairs[np.lexsort(pairs.T[::-1])]
+    is_first = np.append(True, (pairs[1:] != pairs[:-1]).any(axis=1))[: len(pairs)]
+    return np.asarray(pairs[is_first])
 
 
 def _looked_for(
     lists: Sequence[list[int] | None], names: dict[int, str], ids: IdTable
 ) -> list[npt.NDArray[np.int32] | None] | None:
-    if all(own is None for own in lists):
+    if lists.count(None) == len(lists):
         return None
     flat = ids.final_keys(np.array([key for own in lists for key in own or ()], dtype=np.int64))
     ends = np.cumsum([len(own or ()) for own in lists])
@@ -315,11 +338,11 @@ def _mark(reasons: _Reasons, where: npt.NDArray[np.bool_] | np.bool_, reason: in
     reasons[where & (reasons == OK)] = reason
 
 
-def _mark_unmatched(reasons: _Reasons, unmatched: npt.NDArray[np.bool_], keys: Keys, listed: Keys, prefix: str) -> None:
+def _mark_unmatched(reasons: _Reasons, match: Matches, listed: Keys, prefix: str) -> None:
     """Mark objects without image or category, as ``…_dropped`` if the file lists it and as ``…_unknown`` if not."""
-    rows = np.flatnonzero(unmatched & (reasons == OK))
-    known = np.isin(keys[rows], listed[listed != NO_KEY])
-    reasons[rows] = np.where(known, CODE[f"{prefix}_dropped"], CODE[f"{prefix}_unknown"])
+    unmarked = reasons[match.missing] == OK
+    known = np.isin(match.others[unmarked], listed[listed != NO_KEY])
+    reasons[match.missing[unmarked]] = np.where(known, CODE[f"{prefix}_dropped"], CODE[f"{prefix}_unknown"])
 
 
 def _choose_images(images: ImageColumns) -> _Rows:
@@ -337,13 +360,27 @@ def _choose_images(images: ImageColumns) -> _Rows:
     return np.asarray(order[images.reasons[order] == OK])
 
 
-def _count_turned(objects: AnnotationColumns, image: npt.NDArray[np.int32], sizes_wh: npt.NDArray[np.int32]) -> int:
-    """The number of images that a box leaves, and that all boxes fit if width and height are exchanged."""
-    leaves, misfits = np.zeros(len(sizes_wh), np.bool_), np.zeros(len(sizes_wh), np.bool_)
+def _overhanging(objects: AnnotationColumns, image: Places, sizes_wh: npt.NDArray[np.int32]) -> _Rows:
+    """Indices of the boxes that are not inside their images with a positive area: few in most files."""
+    sizes, found = sizes_wh.astype(np.float32), [np.empty(0, dtype=np.int64)]
     for start in range(0, len(image), CHUNK):
         rows = slice(start, start + CHUNK)
-        outside = leave(objects.boxes_xyxy[rows], sizes_wh.take(image[rows], axis=0))
-        leaves[image[rows][outside & (objects.reasons[rows] == OK)]] = True
+        x1, y1, x2, y2 = objects.boxes_xyxy[rows].T
+        width, height = sizes.take(image[rows], axis=0).T
+        inside = (x1 >= 0) & (x1 < x2) & (x2 <= width) & (y1 >= 0) & (y1 < y2) & (y2 <= height)
+        found.append(start + np.flatnonzero(~inside))
+    return np.concatenate(found)
+
+
+def _count_turned(
+    objects: AnnotationColumns, image: Places, sizes_wh: npt.NDArray[np.int32], overhanging: _Rows
+) -> int:
+    """The number of images that a box leaves, and that all boxes fit if width and height are exchanged."""
+    leaves, misfits = np.zeros(len(sizes_wh), np.bool_), np.zeros(len(sizes_wh), np.bool_)
+    for start in range(0, len(overhanging), CHUNK):
+        rows = overhanging[start : start + CHUNK]
+        outside = leave(objects.boxes_xyxy[rows], sizes_wh[image[rows]])
+        leaves[image[rows[outside & (objects.reasons[rows] == OK)]]] = True
     if leaves.any():
         boxes = np.flatnonzero((objects.reasons == OK) & leaves[image])
         misfits[image[boxes][leave(objects.boxes_xyxy[boxes], sizes_wh[image[boxes], ::-1])]] = True
@@ -351,35 +388,40 @@ def _count_turned(objects: AnnotationColumns, image: npt.NDArray[np.int32], size
 
 
 def _clip(
-    objects: AnnotationColumns, image: npt.NDArray[np.int32], sizes_wh: npt.NDArray[np.int32]
+    objects: AnnotationColumns, image: Places, sizes_wh: npt.NDArray[np.int32], overhanging: _Rows
 ) -> npt.NDArray[np.bool_]:
-    """Clip the boxes in place, mark those of which nothing is left, and return which boxes changed."""
+    """Clip these boxes in place, mark those of which nothing is left, and return which of them changed."""
     sizes = sizes_wh.astype(np.float32)
-    clipped = np.empty(len(image), dtype=np.bool_)
-    for start in range(0, len(image), CHUNK):
-        rows = slice(start, start + CHUNK)
+    clipped = np.empty(len(overhanging), dtype=np.bool_)
+    for start in range(0, len(overhanging), CHUNK):
+        rows = overhanging[start : start + CHUNK]
         # Transposed to four rows, because numpy is several times faster along long axes.
         boxes = np.ascontiguousarray(objects.boxes_xyxy[rows].T)
         limits = np.ascontiguousarray(sizes.take(image[rows], axis=0).T)
         outside = np.any(boxes[:2] >= limits, axis=0) | np.any(boxes[2:] <= 0, axis=0)
-        _mark(objects.reasons[rows], outside, CODE["box_outside_image"])
         inside = np.clip(boxes, 0.0, np.concatenate([limits, limits]))
-        clipped[rows] = np.any(inside != boxes, axis=0)
+        empty = np.any(inside[:2] >= inside[2:], axis=0)
+        clipped[start : start + CHUNK] = np.any(inside != boxes, axis=0)
         objects.boxes_xyxy[rows] = inside.T
-        _mark(objects.reasons[rows], np.any(inside[:2] >= inside[2:], axis=0), CODE["box_without_area"])
+        reasons = objects.reasons[rows]
+        _mark(reasons, outside, CODE["box_outside_image"])
+        _mark(reasons, empty, CODE["box_without_area"])
+        objects.reasons[rows] = reasons
     return clipped
 
 
-def _order(objects: AnnotationColumns, images: Matches, categories: Matches) -> tuple[_Rows, int]:
-    """Indices of the objects that are kept, sorted by image and id, and `Annotations.numbered`.
+def _order(
+    objects: AnnotationColumns, images: Matches, categories: Matches, count: int
+) -> tuple[_Rows, npt.NDArray[np.int64], int]:
+    """Indices of the objects that are kept, sorted by image and id, `Annotations.offsets` and `Annotations.numbered`.
 
     Marks entries that are listed again.
     """
     image, category = images.places, categories.places
-    dtype = np.int32 if len(image) < 2**31 else np.int64
-    order, numbered = np.flatnonzero(objects.reasons == OK).astype(dtype), 0
-    keys = objects.keys[order]
-    if not np.all(keys[1:] > keys[:-1]) or NO_KEY in keys[-1:]:
+    order, numbered = _kept(objects.reasons), 0
+    keys = _gather(objects.keys, order)
+    is_sorted = bool(np.all(keys[1:] > keys[:-1])) and NO_KEY not in keys[-1:]
+    if not is_sorted:
         order = order[np.argsort(keys)]
         keys = objects.keys[order]
         equal = np.flatnonzero((keys[1:] == keys[:-1]) & (keys[1:] != NO_KEY))
@@ -396,19 +438,35 @@ def _order(objects: AnnotationColumns, images: Matches, categories: Matches) -> 
         numbered = _number(objects, objects.keys[order], images, categories)
         order = order[np.argsort(objects.keys[order])]
     del keys
-    # Image and rank combined in one integer, in place: sorting integers is faster than argsort.
-    image_and_rank = image[order].astype(np.int64)
-    image_and_rank *= len(order)
-    for start in range(0, len(order), CHUNK):
-        image_and_rank[start : start + CHUNK] += np.arange(start, min(start + CHUNK, len(order)))
-    image_and_rank.sort()
-    image_and_rank %= max(len(order), 1)
-    for start in range(0, len(order), CHUNK):
-        image_and_rank[start : start + CHUNK] = order[image_and_rank[start : start + CHUNK]]
-    return image_and_rank.astype(dtype), numbered
+    # Image and rank combined in one integer: sorting integers is faster than argsort. Rows that are sorted by their ids
+    # are ranks.
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(order), CHUNK)]
+    combined, most = np.empty(len(order), dtype=np.int64), max(len(image), 1)
+    for chunk in chunks:
+        rows = order[chunk]
+        ranks = rows if is_sorted else np.arange(chunk.start, chunk.start + len(rows))
+        combined[chunk] = image[rows].astype(np.int64) * most + ranks
+    combined.sort()
+    offsets = np.searchsorted(combined, np.arange(count + 1) * most).astype(np.int64)
+    found = order if is_sorted else np.empty_like(order)
+    for chunk in chunks:
+        ranks = combined[chunk] % most
+        found[chunk] = ranks if is_sorted else order[ranks]
+    return found, offsets, numbered
 
 
-def _number(objects: AnnotationColumns, sorted_keys: Keys, images: Matches, categories: Matches) -> int:
+def _kept(reasons: _Reasons) -> _Rows:
+    """The rows that are kept, as int32 if they fit."""
+    rows: _Rows = np.empty(np.count_nonzero(reasons == OK), dtype=np.int32 if len(reasons) < 2**31 else np.int64)
+    done = 0
+    for start in range(0, len(reasons), CHUNK):
+        found = start + np.flatnonzero(reasons[start : start + CHUNK] == OK)
+        rows[done : done + len(found)] = found
+        done += len(found)
+    return rows
+
+
+def _number(objects: AnnotationColumns, sorted_keys: ShortKeys, images: Matches, categories: Matches) -> int:
     """Number all entries if kept ones, whose keys are given, lack an id or share it; returns how many those are."""
     not_unique = sorted_keys == NO_KEY
     equal = sorted_keys[1:] == sorted_keys[:-1]

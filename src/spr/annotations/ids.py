@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ import numpy.typing as npt
 Keys: TypeAlias = npt.NDArray[np.int64]
 ShortKeys: TypeAlias = Keys | npt.NDArray[np.int32]
 """Keys as int32 if all of them fit."""
+Places: TypeAlias = npt.NDArray[np.int32]
+"""Positions in a table of keys; -1 for keys that it lacks."""
 IdColumn: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.object_]
 """Ids of a table: int64 if all are integers, otherwise an object array of strings."""
 
@@ -22,7 +25,7 @@ NO_KEY = 2**63 - 1
 
 NO_KEYS: Keys = np.empty(0, dtype=np.int64)
 
-CHUNK = 2**16
+CHUNK = 2**14
 """Rows per step, so that intermediate arrays stay in the processor's cache."""
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
@@ -95,35 +98,20 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def look_up(sorted_keys: Keys, wanted: ShortKeys) -> npt.NDArray[np.int32]:
+def look_up(sorted_keys: Keys, wanted: ShortKeys) -> Places:
     """Positions of ``wanted`` in ``sorted_keys`` (ascending, unique); -1 for missing keys.
 
     >>> look_up(np.array([10, 20, 30]), np.array([30, 11, 10])).tolist()
     [2, -1, 0]
     """
-    if not len(sorted_keys) or not len(wanted):
-        return np.full(len(wanted), -1, dtype=np.int32)
-    low, high = int(sorted_keys[0]), int(sorted_keys[-1])
-    # Most ids are dense integers, for which a lookup table is ten times faster than a search.
-    dense = high - low < 4 * (len(sorted_keys) + len(wanted))
-    if dense:
-        table = np.full(high - low + 2, -1, dtype=np.int32)
-        table[sorted_keys - low] = np.arange(len(sorted_keys), dtype=np.int32)
-    found = np.empty(len(wanted), dtype=np.int32)
-    for start in range(0, len(wanted), CHUNK):
-        part = wanted[start : start + CHUNK].astype(np.int64)
-        if dense:
-            found[start : start + CHUNK] = table[np.where((part >= low) & (part <= high), part - low, high - low + 1)]
-        else:
-            places = np.minimum(np.searchsorted(sorted_keys, part), len(sorted_keys) - 1)
-            found[start : start + CHUNK] = np.where(sorted_keys[places] == part, places, -1)
-    return found
+    return Matches(sorted_keys, wanted.astype(np.int64)).places
 
 
 class Matches:
     """Keys as positions in a table that has most of them, in half of the memory.
 
-    ``table`` is ascending and unique; ``places`` are int32 positions in it, -1 for keys that it lacks.
+    ``table`` is ascending and unique; ``places`` are int32 positions in it, -1 for keys that it lacks. These are
+    ``others``, in the rows ``missing``. Keys that are int32 are replaced by the places, in the same memory.
 
     >>> matches = Matches(np.array([10, 20]), np.array([20, 5, 10]))
     >>> matches.places.tolist(), matches.keys().tolist(), matches.keys(np.array([1])).tolist()
@@ -131,9 +119,18 @@ class Matches:
     """
 
     def __init__(self, table: Keys, keys: ShortKeys) -> None:
-        self._table, self.places = table, look_up(table, keys)
-        self._rows = np.flatnonzero(self.places < 0)
-        self._others = keys[self._rows].astype(np.int64)
+        self._table = table
+        self.places = cast("Places", keys) if keys.dtype == np.int32 else np.empty(len(keys), dtype=np.int32)
+        find, missing, others = _finder(table, len(keys)), [], []
+        for start in range(0, len(keys), CHUNK):
+            part = keys[start : start + CHUNK].astype(np.int64)
+            found = find(part)
+            rows = np.flatnonzero(found < 0)
+            missing.append(start + rows)
+            others.append(part[rows])
+            self.places[start : start + CHUNK] = found
+        self.missing = np.concatenate([NO_KEYS, *missing])
+        self.others = np.concatenate([NO_KEYS, *others])
 
     def keys(self, rows: npt.NDArray[np.integer[Any]] | None = None) -> Keys:
         """The keys of these rows, or of all."""
@@ -141,6 +138,24 @@ class Matches:
         found = np.empty(len(places), dtype=np.int64)
         is_known = places >= 0
         found[is_known] = self._table[places[is_known]]
-        wanted = self._rows if rows is None else rows[~is_known]
-        found[~is_known] = self._others[np.searchsorted(self._rows, wanted)]
+        wanted = self.missing if rows is None else rows[~is_known]
+        found[~is_known] = self.others[np.searchsorted(self.missing, wanted)]
         return found
+
+
+def _finder(table: Keys, count: int) -> Callable[[Keys], npt.NDArray[np.integer[Any]]]:
+    """A function from keys to their positions in a table; ``count`` is the number of keys that will be looked up."""
+    if not len(table):
+        return lambda keys: np.full(len(keys), -1)
+    low, high = int(table[0]), int(table[-1])
+    if high - low >= 4 * (len(table) + count):
+
+        def search(keys: Keys) -> npt.NDArray[np.integer[Any]]:
+            places = np.minimum(np.searchsorted(table, keys), len(table) - 1)
+            return np.where(table[places] == keys, places, -1)
+
+        return search
+    # Most ids are dense integers, for which a lookup table is ten times faster than a search.
+    places = np.full(high - low + 2, -1, dtype=np.int32)
+    places[table - low] = np.arange(len(table), dtype=np.int32)
+    return lambda keys: places[np.where((keys >= low) & (keys <= high), keys - low, high - low + 1)]

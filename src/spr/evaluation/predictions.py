@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class Answers:
     @property
     def usable(self) -> int:
         """The number of answers that are neither missing nor empty."""
-        return sum(bool(text and text.strip()) for text in self.texts)
+        return sum(map(bool, map(str.strip, filter(None, self.texts))))
 
     def note(self, kind: str, name: str) -> None:
         """Add an answer to a kind of problem."""
@@ -118,11 +119,11 @@ class Answers:
         self.finish_reasons.append(finish_reason)
         self.texts.append(text if problem is None else None)
 
-    def add_text(self, text: str) -> None:
-        """As `add`, for a text with words and without reasoning."""
-        self.raw.append(text)
-        self.finish_reasons.append(None)
-        self.texts.append(text)
+    def add_texts(self, texts: Sequence[str]) -> None:
+        """As `add`, for texts with words and without reasoning."""
+        self.raw += texts
+        self.finish_reasons += [None] * len(texts)
+        self.texts += texts
 
     def resolve_dialect(self) -> Dialect:
         """The dialect that the answers' boxes are written in; raises `ConfigError` if it is unknown."""
@@ -208,10 +209,13 @@ def read_predictions(
     fields = _telling(chosen, QUESTION_FIELDS), _telling(chosen, IMAGE_FIELDS)
     get_reason = getter("finish_reason") if occurs(chosen.values(), "finish_reason") else None
     is_plain = not any(fields) and get_reason is None
-    for item in items:
+    texts = _plain_texts(items, chosen, get) if is_plain and len(chosen) == len(by_id) else None
+    if texts is not None:
+        answers.add_texts(texts)
+    for item in items if texts is None else ():
         line = chosen.get(item.id)
         if is_plain and line is not None and _is_text(answer := get(line), item.question):
-            answers.add_text(answer)
+            answers.add_texts([answer])
             continue
         text, problem, what = (None, "missing", "") if line is None else _read(item, line, get(line), *fields)
         answers.add(item.id, text)
@@ -253,9 +257,8 @@ def _differ(rows: Collection[Any], name: str) -> bool:
     """Whether a field has different texts, or a text at all if there is only one line."""
     if not occurs(rows, name):
         return False
-    texts = (value for value in map(getter(name), rows) if isinstance(value, str))
-    first = next(texts, None)
-    return first is not None and (len(rows) == 1 or any(text != first for text in texts))
+    texts = [value for value in map(getter(name), rows) if isinstance(value, str)]
+    return bool(texts) and (len(rows) == 1 or texts.count(texts[0]) < len(texts))
 
 
 def _read(
@@ -278,6 +281,15 @@ def _read(
     if other:
         return None, "other_item", f" ({' '.join(other[0].split())[:60]})"
     return answer, None, ""
+
+
+def _plain_texts(items: Sequence[Item], chosen: Mapping[str, Any], get: Callable[[Any], Any]) -> list[str] | None:
+    """The answers of all items if each passes `_is_text`, without a loop in Python; otherwise None."""
+    answers = [get(chosen[item.id]) for item in items]
+    if set(map(type, answers)) != {str} or "<" in "".join(answers):
+        return None
+    words = list(map(str.strip, answers))
+    return answers if all(words) and not any(map(eq, words, [item.question.strip() for item in items])) else None
 
 
 def _is_text(answer: Any, question: str) -> bool:

@@ -273,7 +273,9 @@ def _notes(task: Task[Any], items: Any, answers: Answers, result: Result) -> tup
         share = f"{scale:,} of {n:,} answers ({scale / n * 100:.1f} %)"
         notes.append(f"{share} have boxes with numbers from 0 to 1, unlike their dialect: check the dialect")
     without = {name for name, text in zip(task.ids(items), answers.texts, strict=True) if text is None}
-    read = sum(name not in without and name.rsplit("#", 1)[0] not in without for name in result.ids)
+    read = len(result.ids)
+    if without:
+        read = sum(name not in without and name.rsplit("#", 1)[0] not in without for name in result.ids)
     nothing = {
         "no_box": "has a box that its dialect can read",
         "no_point": "has a point that its dialect can read",

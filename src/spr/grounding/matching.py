@@ -72,8 +72,8 @@ def localization_score(
     return Localization(float(np.where(bx.over(values, threshold), values, 0.0).mean()), matches)
 
 
-def reaches(values: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
-    """``values >= threshold``, robust to rounding errors.
+def reaches(values: npt.ArrayLike, threshold: float | bx.Array) -> npt.NDArray[np.bool_]:
+    """``values >= threshold``, robust to rounding errors; several thresholds broadcast.
 
     IoUs are ratios of products of float64 numbers: one that is exactly 0.7 on paper can come out 1e-16 lower. A ratio
     of whole pixels is never this close to a threshold without being equal to it.
@@ -114,9 +114,9 @@ def count_named(categories: Sequence[str], phrases: Sequence[str]) -> int:
     >>> count_named(["dog", "dog", "cat"], ["a brown dog", "the cat", "two cats"])
     2
     """
-    unused = list(phrases)
+    unused = list(map(spaced_words, phrases))
     for category in categories:
-        named = next((phrase for phrase in unused if names_category(phrase, category)), None)
+        named = next((phrase for phrase in unused if contains_name(phrase, category)), None)
         if named is not None:
             unused.remove(named)
     return len(phrases) - len(unused)

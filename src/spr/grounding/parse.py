@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from spr.core.errors import GroundingError
@@ -111,6 +112,8 @@ class BoxReader:
         markup = dialect.markup
         self._numbers = () if isinstance(markup, Elements) else markup.numbers
         self._is_fast = bool(self._numbers)
+        in_prose = isinstance(markup, Brackets)
+        self._is_plain: Callable[[re.Match[str]], bool] = _follows_words if in_prose else partial(_is_labelled, markup)
         self._frame = lru_cache(maxsize=4096)(dialect.frame)
 
     def read(self, text: str, size_wh: Size) -> Boxes:
@@ -128,39 +131,49 @@ class BoxReader:
     def read_one(self, text: str, size_wh: Size) -> Box | None:
         """The box of an answer that is one well-formed box; None for other answers, which `parse` reads."""
         match = self._search(text) if self._is_fast else None
-        if match is not None and self._is_plain(match) and with_ascii_punctuation(text) is text:
+        if (
+            match is not None
+            and match[self._numbers[0]] is not None
+            and self._is_plain(match)
+            and (text.isascii() or with_ascii_punctuation(text) is text)
+        ):
             end = match.end()
             if end == len(text) or text[end:] == "." or self._search(text, end) is None:
                 numbers = match.group(*self._numbers)
-                box, reason = self._frame(size_wh).decode([float(number) for number in numbers])
+                box, reason = self._frame(size_wh).decode(list(map(float, numbers)))
                 if reason is None:
                     return box
         return None
 
-    def _is_plain(self, match: re.Match[str]) -> bool:
-        """Whether a well-formed box has a phrase or label where the dialect needs one; if not, `parse` reports it."""
-        text, markup = match.string, self.dialect.markup
-        if match[self._numbers[0]] is None:
-            return False
-        if isinstance(markup, Tags):
-            alone = markup.phrase is None and match.start() == 0 and match.end() == len(text)
-            return alone or bool(match[1].strip())
-        if isinstance(markup, JsonList):
-            return "]" in text[match.end() :]
-        before = text[: match.start()].strip()
-        if isinstance(markup, Tokens):
-            side = before[-1:] if markup.label_first else text[match.end() :].lstrip()[:1]
-            return side.isalnum()
-        if text.startswith("]", match.end()) or "\n" in before:
-            return False
-        if before and match.end() < len(text) and len(before) < 9 and LINE_START.fullmatch(before + " "):
-            return False  # the words come after the box
-        if not before:
-            return match.end() == len(text) or not text[match.end() :].strip()
-        if _OPENER.search(before) is not None:
-            return False
-        last = before[before.rfind(" ") + 1 :].lower()
-        if last.isalpha() and before.isascii() and last not in BREAKERS and last not in WHERE:
-            return True  # the word is a phrase or the end of one
-        start, end = find_phrase(without_surrogates(before), 0, len(before))
-        return start < end
+
+def _is_labelled(markup: Markup, match: re.Match[str]) -> bool:
+    """Whether a well-formed box has a phrase or label where the markup needs one; if not, `parse` reports it."""
+    text = match.string
+    if isinstance(markup, Tags):
+        alone = markup.phrase is None and match.start() == 0 and match.end() == len(text)
+        return alone or bool(match[1].strip())
+    if isinstance(markup, Tokens):
+        side = text[: match.start()].rstrip() if markup.label_first else text[match.end() :].lstrip()[:1]
+        return side[-1:].isalnum()
+    return "]" in text[match.end() :]
+
+
+def _follows_words(match: re.Match[str]) -> bool:
+    """Whether a box in prose is the whole answer, or follows words that it belongs to; if not, `parse` reports it."""
+    text, (begin, end) = match.string, match.span()
+    before = text[:begin].strip()
+    if text.startswith("]", end):
+        return False
+    if not before:
+        return end == len(text) or not text[end:].strip()
+    last = before[before.rfind(" ") + 1 :].lower()
+    if before.isascii() and before.replace(" ", "").isalpha() and last not in BREAKERS:
+        return True  # the last of the words is in a phrase
+    if "\n" in before or (end < len(text) and len(before) < 9 and LINE_START.fullmatch(before + " ")):
+        return False  # the words come after the box
+    if _OPENER.search(before) is not None:
+        return False
+    if last.isalpha() and before.isascii() and last not in BREAKERS and last not in WHERE:
+        return True
+    start, stop = find_phrase(without_surrogates(before), 0, len(before))
+    return start < stop

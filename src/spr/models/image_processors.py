@@ -7,7 +7,7 @@ the PIL version of its image processor. Token ids and pixels are the same as wit
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pkgutil import resolve_name
 from typing import Any
@@ -64,14 +64,20 @@ def load_processor(
     return processor
 
 
-def encode(processor: Any, texts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Tensor]:
-    """Convert the output of `spr.models.chat.render_turn` and one RGB image per text to padded inputs on the CPU."""
+def encode(
+    processor: Any, texts: Sequence[str], images: Sequence[Image.Image], *, without: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Convert the output of `spr.models.chat.render_turn` and one RGB image per text to padded inputs on the CPU.
+
+    ``without`` names inputs that are left out; they don't become tensors.
+    """
     bos = processor.tokenizer.bos_token
     # Chat templates that add the beginning-of-text token must not get a second one.
     special = not (bos and texts[0].startswith(bos))
     per_text = [[image] for image in images]  # Gemma's processors take a plain list as the images of one text
     inputs = processor(images=per_text, text=list(texts), padding=True, add_special_tokens=special)
-    inputs.pop("labels", None)  # PaliGemma adds them for training
+    for name in ("labels", *without):  # PaliGemma adds labels for training
+        inputs.pop(name, None)
     return dict(inputs.convert_to_tensors("pt"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 from spr.grounding import DIALECTS, Dialect, get_dialect
@@ -20,6 +21,13 @@ def is_grounding_token(token: str, *dialects: Dialect) -> bool:
     """
     patterns = (dialect.special_tokens for dialect in (*DIALECTS.values(), *dialects))
     return any(pattern is not None and re.fullmatch(pattern, token) for pattern in patterns)
+
+
+def control_ids(tokenizer: Any, *dialects: Dialect, keep: Callable[[str], object]) -> frozenset[int]:
+    """Ids of a tokenizer's special tokens, except those of a box markup and those to ``keep``."""
+    special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return frozenset(n for n, token in special.items() if not (is_grounding_token(token, *dialects) or keep(token)))
 
 
 def choose_dialect(dialect: str | Dialect | None, model_type: str, image_processor: Any) -> Dialect:

@@ -32,15 +32,9 @@ class Decoder:
         if not hasattr(self.tokenizer, "decode") or not hasattr(self.tokenizer, "added_tokens_decoder"):
             expected = "a folder, a name on the Hugging Face Hub, a tokenizer of transformers, or a processor"
             raise RewardError("`tokenizer` is not a tokenizer", got=type(tokenizer).__name__, expected=expected)
-        from spr.models.model_dialect import is_grounding_token
+        from spr.models.model_dialect import control_ids
 
-        special = {number: str(token) for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        special |= dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
-        self.hidden = frozenset(
-            number
-            for number, token in special.items()
-            if not (is_grounding_token(token) or _REASONING.fullmatch(token))
-        )
+        self.hidden = control_ids(self.tokenizer, keep=_REASONING.fullmatch)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated tokens."""

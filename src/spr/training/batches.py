@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spr.training.vision_cache import Features
+from spr.models.image_features import Features
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,11 +24,12 @@ from spr.models.chat import RenderedAnswer, image_token_ids, render_answer, rend
 from spr.models.continuation import continue_tokens
 from spr.models.errors import ModelError
 from spr.models.families import Family
+from spr.models.image_features import Features
 from spr.models.image_processors import count_image_tokens, encode
 from spr.training.batches import EncodedPair
 from spr.training.boxes import changed_numbers, token_weights
 from spr.training.pairs import TrainingPair
-from spr.training.vision_cache import Features, FeatureStore, MemoryFeatures, feature_key
+from spr.training.vision_cache import FeatureStore, MemoryFeatures, feature_key
 
 NO_IMAGE = ""
 """The key of the features of a prompt without an image."""

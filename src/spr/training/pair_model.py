@@ -10,11 +10,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from spr.models.families import Family
+from spr.models.image_features import compute_features, image_outputs
 from spr.training.batches import Batch
 from spr.training.loss import token_logps
 from spr.training.prefix_attention import masks_and_kernel
 from spr.training.shared_prefix import Attention, PrefixShortcuts, language_model
-from spr.training.vision_cache import compute_features, image_outputs
 
 
 class PairModel(nn.Module):
@@ -72,7 +72,8 @@ class PairModel(nn.Module):
         They are tuples, because modules that wrap this one look for tensors in tuples.
         """
         if vision is not None:
-            return compute_features(self.base, vision, deep=self.family.deep_features)
+            features = compute_features(self.base, vision, deep=self.family.deep_features)
+            return features.tokens, features.deep
         return self._logps(batch) if batch is not None else None
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -6,9 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
@@ -20,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from spr.core.atomic import leftovers, write_atomically
+from spr.models.image_features import Features
 
 if TYPE_CHECKING:
     from spr.training.batches import EncodedPair
@@ -27,58 +26,6 @@ if TYPE_CHECKING:
 
 UNSHARDED = {DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU}
 """Kinds of training in which every process has all weights and can run a part of the model without the others."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Features:
-    """An image as the language model reads it.
-
-    Attributes:
-        tokens: ``(n, D)``, one row per image token of the prompt.
-        deep: ``(n, D)`` each, added to the first layers of the language model (Qwen3-VL); empty for other families.
-    """
-
-    tokens: Tensor
-    deep: tuple[Tensor, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(part.nbytes for part in (self.tokens, *self.deep))
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Features:
-        """Return the features on a device."""
-        tokens, *deep = (part.to(device, non_blocking=non_blocking) for part in (self.tokens, *self.deep))
-        return Features(tokens, tuple(deep))
-
-
-def compute_features(
-    model: Any, vision_inputs: dict[str, Tensor], *, deep: bool = False
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one image through vision tower and projector; returns the fields of `Features`, with ``deep`` ones if asked.
-
-    The vision inputs are the processor's output for the image: ``pixel_values`` and, for some families, sizes or grids.
-    """
-    device, dtype = model.device, model.dtype
-    inputs = {
-        name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in vision_inputs.items()
-    }
-    output = model.model.get_image_features(**inputs, return_dict=True)
-    pooled = output.pooler_output
-    parts = [pooled] if isinstance(pooled, Tensor) else list(pooled)
-    tokens = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
-    levels = output.deepstack_features if deep else ()
-    return tokens, tuple(torch.cat(list(level)) for level in levels)
-
-
-def image_outputs(features: Sequence[Features], *, joined: bool) -> SimpleNamespace:
-    """Combine the features of several images, one per sequence, into what a model takes in place of pixels.
-
-    ``joined`` selects one tensor instead of a list of tensors; see `Family.joined_features`.
-    """
-    tokens = [part.tokens for part in features]
-    deep = [list(level) for level in zip(*(part.deep for part in features), strict=True)]
-    return SimpleNamespace(pooler_output=torch.cat(tokens) if joined else tokens, deepstack_features=deep or None)
 
 
 class MemoryFeatures:

@@ -117,10 +117,8 @@ class JsonContent(Content):
             return ("a JSON list",), _keys_of_rows(self.data), []
         lines = _first_lines(self.data)
         first = _values(lines[0])
-        if first is not None:
-            keys = [key for line in lines for key in _values(line) or ()]
-            if len(lines) > 1:
-                return ("JSON lines",), keys, []
+        if first is not None and len(lines) > 1:
+            return ("JSON lines",), [key for line in lines for key in _values(line) or ()], []
         try:
             values = first if lines[0] is self.data else None
             if values is None:
@@ -128,7 +126,7 @@ class JsonContent(Content):
         except _ERRORS as error:
             self.damaged = error
             return (), [], []
-        inner = {key: _keys_of_rows(bytes(value)) for key, value in values.items()}
+        inner = {key: _keys_of_rows(memoryview(value)) for key, value in values.items()}
         keys = [*values, *(f"{key}[].{name}" for key, names in inner.items() for name in names)]
         forms: tuple[Form, ...] = ("a JSON object",) if first is None else ("a JSON object", "JSON lines")
         return forms, keys, [key for key, names in inner.items() if not names]
@@ -162,7 +160,7 @@ def converted(path: Path, rows: Iterable[dict[str, Any]], row: type[Row], *, str
     return found
 
 
-def _start(data: bytes) -> int:
+def _start(data: bytes | memoryview) -> int:
     match = _SPACE.match(data)
     return match.end() if match is not None else 0
 
@@ -186,12 +184,12 @@ def _values(line: bytes) -> dict[str, msgspec.Raw] | None:
         return None
 
 
-def _keys_of_rows(data: bytes) -> list[str]:
+def _keys_of_rows(data: bytes | memoryview) -> list[str]:
     """The keys of the first rows of a JSON list, without reading all of it; none if it has no rows that are objects."""
     start = _start(data)
     if data[start : start + 1] != b"[":
         return []
-    text = data[start : start + _HEAD].decode(errors="ignore")
+    text = bytes(data[start : start + _HEAD]).decode(errors="ignore")
     decoder, keys, position = json.JSONDecoder(), [], 1
     for _ in range(_FIRST_ROWS):
         try:

@@ -136,7 +136,8 @@ def open_content(path: Path, expected: str) -> Content:
             return TsvContent(path, header)
         while part := file.read(_HEAD):
             data += part
-        decode_utf8(bytes(data), what, skipped=file.skipped)
+        if not data.isascii():
+            decode_utf8(bytes(data), what, skipped=file.skipped)
     return JsonContent(path, bytes(data))
 
 

@@ -26,7 +26,15 @@ from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
 from spr.evaluation.task import Option, Task, check_prompt
 from spr.grounding import Dialect, GroundedText, parse, render_box
-from spr.grounding.matching import WORD, count_named, count_placed, localization_score, names_category, reaches
+from spr.grounding.matching import (
+    WORD,
+    contains_name,
+    count_named,
+    count_placed,
+    localization_score,
+    reaches,
+    spaced_words,
+)
 from spr.records import RegionQuery
 from spr.records.schemas import from_table
 from spr.runs.folder import check_run_version
@@ -209,9 +217,10 @@ def _measure(query: RegionQuery, grounded: GroundedText) -> dict[str, float]:
     best = overlaps.max(axis=1, initial=0.0)
     best_of_box = bx.iou_matrix([item.box for item in query.objects], boxes).max(axis=0, initial=0.0)
     phrases = [span.phrase for span in grounded.spans]
-    box_phrases = [span.phrase for span in grounded.spans for _ in span.boxes]
+    words = {phrase: spaced_words(phrase) for phrase in phrases}
+    box_phrases = [words[span.phrase] for span in grounded.spans for _ in span.boxes]
     names = [item.category for item in inside]
-    same_name = np.array([[names_category(phrase, name) for phrase in box_phrases] for name in names], dtype=bool)
+    same_name = np.array([[contains_name(phrase, name) for phrase in box_phrases] for name in names], dtype=bool)
     return {
         "s_loc": localization_score(inside, boxes).score,
         "objects": len(inside),

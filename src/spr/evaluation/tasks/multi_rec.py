@@ -19,7 +19,7 @@ from spr.core.progress import advance
 from spr.evaluation.answer_fields import Item
 from spr.evaluation.inference import LoadImage, Question
 from spr.evaluation.layouts.layout import read_items
-from spr.evaluation.metrics import Bools, Floats, Share
+from spr.evaluation.metrics import Bools, Floats, Ints, Share
 from spr.evaluation.multi_expressions import MultiExpression, PicturedExpressions
 from spr.evaluation.predictions import Answers
 from spr.evaluation.result import Result
@@ -142,8 +142,8 @@ class MultiRec(Task[list[MultiExpression]]):
                 problems["scale"].append(item.id)
             if item.boxes and read.boxes:
                 overlaps = bx.iou_matrix(item.boxes, read.boxes)
-                found[k] = [count_in_order(overlaps, threshold) for threshold in THRESHOLDS]
-                highest_first[k] = [count_highest_first(overlaps, threshold) for threshold in THRESHOLDS]
+                found[k] = count_in_order(overlaps, THRESHOLDS)
+                highest_first[k] = count_highest_first(overlaps, THRESHOLDS)
         shares = _shares(targets, counts, rejected, found, highest_first)
         answered = sum(text is not None for text in answers.texts)
         notes: tuple[str, ...] = ()
@@ -162,36 +162,39 @@ class MultiRec(Task[list[MultiExpression]]):
         return Result(self.name, protocol, ids, images, shares, _groups(items, targets), problems, notes=notes)
 
 
-def count_in_order(overlaps: bx.Array, threshold: float) -> int:
+def count_in_order(overlaps: bx.Array, thresholds: Sequence[float]) -> Ints:
     """Count the targets that are found as in HumanRef: in their order, each takes the best box that is left.
 
     Args:
         overlaps: IoU, shape ``(targets, boxes)``, 0 to 1.
-        threshold: The lowest IoU that counts.
+        thresholds: The lowest IoUs that count, each for itself.
 
     >>> overlaps = np.array([[0.6, 0.7], [0.0, 0.9]])  # the first target takes the only box of the second
-    >>> count_in_order(overlaps, 0.5), count_highest_first(overlaps, 0.5)
-    (1, 2)
+    >>> count_in_order(overlaps, [0.5, 0.8]).tolist(), count_highest_first(overlaps, [0.5, 0.8]).tolist()
+    ([1, 1], [2, 1])
     """
-    usable = np.where(reaches(overlaps, threshold), overlaps, 0.0)
-    count = 0
-    for row in usable:
-        best = int(row.argmax())
-        if row[best] > 0:
-            count += 1
-            usable[:, best] = 0.0
-    return count
+    usable = np.where(reaches(overlaps, np.reshape(thresholds, (-1, 1, 1))), overlaps, 0.0)
+    each, counts = np.arange(len(usable)), np.zeros(len(usable), dtype=np.int64)
+    for target in range(len(overlaps)):
+        best = usable[:, target].argmax(axis=1)
+        is_found = usable[each, target, best] > 0
+        counts += is_found
+        usable[each[is_found], :, best[is_found]] = 0.0
+    return counts
 
 
-def count_highest_first(overlaps: bx.Array, threshold: float) -> int:
-    """Count the targets that are found as in RefDrone: pairs of a target and a box, the highest IoU first."""
-    usable = np.where(reaches(overlaps, threshold), overlaps, 0.0)
-    count = 0
-    while usable.max() > 0:
-        row, column = np.unravel_index(int(usable.argmax()), usable.shape)
-        usable[row, :] = usable[:, column] = 0.0
-        count += 1
-    return count
+def count_highest_first(overlaps: bx.Array, thresholds: Sequence[float]) -> Ints:
+    """Count the targets that are found as in RefDrone: pairs of a target and a box, the highest IoU first.
+
+    The pairs of a threshold are those of any lower one, as far as they reach it.
+    """
+    left = np.where(reaches(overlaps, min(thresholds)), overlaps, 0.0)
+    taken: list[float] = []
+    while (highest := left.max()) > 0:
+        taken.append(highest)
+        row, column = divmod(int(left.argmax()), left.shape[1])
+        left[row, :] = left[:, column] = 0.0
+    return np.asarray(reaches(np.reshape(taken, (-1, 1)), np.asarray(thresholds)).sum(axis=0))
 
 
 def _read(text: str | None, size_wh: Size, reader: BoxReader) -> _Read:

@@ -8,7 +8,7 @@ from typing import Any
 
 from spr.grounding import Dialect
 from spr.models.families import Family
-from spr.models.model_dialect import is_grounding_token
+from spr.models.model_dialect import control_ids
 from spr.models.thinking import Thinking
 
 
@@ -45,13 +45,9 @@ class AnswerTokens:
         ends = set(saved if isinstance(saved, list) else [saved]) | {tokenizer.eos_token_id}
         vocabulary = tokenizer.get_vocab()
         ends |= {vocabulary.get(token) for token in (family.end_of_turn if family else ())}
-        special = {k: str(token) for k, token in tokenizer.added_tokens_decoder.items() if token.special}
-        special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
         how = family.thinking if family is not None else None
         marks = (how.start, how.end) if how is not None else ()
-        hidden = frozenset(
-            k for k, token in special.items() if not (is_grounding_token(token, dialect) or token in marks)
-        )
+        hidden = control_ids(tokenizer, dialect, keep=marks.__contains__)
         stops = generation_config.stop_strings or []
         stop_strings = (stops,) if isinstance(stops, str) else tuple(stops)
         opened = how is not None and how.opens(turn)

@@ -6,8 +6,10 @@ import copy
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +30,7 @@ from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.generation import Generation, Samples, no_gradients
 from spr.models.describers.rows import Ending, NotResumableError
 from spr.models.describers.sampling import SeededSampling, check_sampling
+from spr.models.describers.shared_images import SharedImages
 from spr.models.dialect_check import check_dialect
 from spr.models.errors import ModelError
 from spr.models.families import FAMILIES
@@ -47,6 +50,8 @@ from spr.models.protocols import Answer, DescribeRequest
 from spr.records import TRUNCATED
 
 _log = logging.getLogger(__name__)
+
+_SIMILAR = 7 / 8  # the least length of a prompt that is read with a longer one because of their image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,17 +204,20 @@ class HfDescriber:
                 options["stopping_criteria"] = StoppingCriteriaList(
                     [StopStringCriteria(self.processor.tokenizer, stops)]
                 )
+            keys = _image_keys(prompts)
+            equal = self.family is not None and self.family.equal_lengths
+            samples = _samples(prompts, keys, equal_lengths=equal)
             generation = Generation(
                 self.model,
-                self._inputs,
+                partial(self._inputs, keys=keys, images=self._shared_images(samples, keys, size)),
                 size=size,
                 ending=Ending(self._ends, self._limit, self.temperature, self.top_p),
-                equal_lengths=self.family is not None and self.family.equal_lengths,
+                equal_lengths=equal,
                 options=options,
                 trained=self._trained,
             )
             try:
-                for number, ids in generation.run(_samples(prompts)):
+                for number, ids in generation.run(samples):
                     yield number, self._read(ids)
                 return
             except NotResumableError as error:
@@ -226,12 +234,31 @@ class HfDescriber:
         answers = {k: a for ks in groups for k, a in zip(ks, self._generate([batch[k] for k in ks]), strict=True)}
         return [answers[k] for k in range(len(batch))]
 
-    def _inputs(self, batch: Sequence[_Prompt]) -> dict[str, Tensor]:
-        inputs = encode(self.processor, [prompt.text for prompt in batch], [prompt.request.image for prompt in batch])
-        for name, tensor in inputs.items():
-            dtype = self.model.dtype if tensor.is_floating_point() else None
-            inputs[name] = tensor.to(self.model.device, dtype)
+    def _inputs(
+        self, batch: Sequence[_Prompt], *, keys: Mapping[int, bytes] | None = None, images: SharedImages | None = None
+    ) -> dict[str, Any]:
+        """The model's inputs; ``keys`` of their images are needed with ``images``."""
+        parts = [prompt.text for prompt in batch], [prompt.request.image for prompt in batch]
+        inputs: dict[str, Any] | None = None
+        if images is not None and keys is not None:
+            inputs = images.inputs(*parts, [keys[id(image)] for image in parts[1]])
+        inputs = inputs or encode(self.processor, *parts)
+        for name, part in inputs.items():
+            if isinstance(part, Tensor):
+                dtype = self.model.dtype if part.is_floating_point() else None
+                inputs[name] = part.to(self.model.device, dtype)
         return inputs
+
+    def _shared_images(
+        self, samples: Sequence[Samples[_Prompt]], keys: Mapping[int, bytes], size: int
+    ) -> SharedImages | None:
+        """What reads each image once, if several prompts are about one image."""
+        uses: Counter[bytes] = Counter()
+        for prompt in samples:
+            uses[keys[id(prompt.prompt.request.image)]] += len(list(prompt.split(size)))
+        if self.family is None or not self.family.trainable or max(uses.values(), default=0) < 2:
+            return None
+        return SharedImages(self.model, self.processor, self.family, uses)
 
     def _generate(self, batch: Sequence[_Prompt]) -> list[Answer]:
         inputs = self._inputs(batch)
@@ -283,18 +310,42 @@ class HfDescriber:
                 module.generation_config = config
 
 
-def _samples(prompts: Sequence[_Prompt]) -> list[Samples[_Prompt]]:
-    """Group prompts of the same text and image, which are read once."""
-    images: dict[int, bytes] = {}
-    groups: dict[tuple[str, bytes], list[int]] = {}
-    for k, prompt in enumerate(prompts):
+def _image_keys(prompts: Sequence[_Prompt]) -> dict[int, bytes]:
+    """A digest of each image's content, by the image's `id`."""
+    keys: dict[int, bytes] = {}
+    for prompt in prompts:
         image = prompt.request.image
-        if id(image) not in images:
+        if id(image) not in keys:
             digest = hashlib.sha256(f"{image.mode} {image.size} {image.getpalette()}".encode())
             digest.update(image.tobytes())
-            images[id(image)] = digest.digest()
-        groups.setdefault((prompt.text, images[id(image)]), []).append(k)
+            keys[id(image)] = digest.digest()
+    return keys
+
+
+def _samples(
+    prompts: Sequence[_Prompt], keys: Mapping[int, bytes], *, equal_lengths: bool = False
+) -> list[Samples[_Prompt]]:
+    """Group prompts of the same text and image, which are read once; then come others about that image.
+
+    These have about the same length, or with ``equal_lengths`` exactly the same.
+    """
+    groups: dict[tuple[bytes, str], list[int]] = {}
+    of_image: dict[bytes, list[str]] = {}
+    for k, prompt in enumerate(prompts):
+        key = keys[id(prompt.request.image)]
+        if (key, prompt.text) not in groups:
+            of_image.setdefault(key, []).append(prompt.text)
+        groups.setdefault((key, prompt.text), []).append(k)
+    order: dict[tuple[bytes, str], None] = {}
+    for key, text in groups:
+        if (key, text) in order:
+            continue
+        length = prompts[groups[key, text][0]].length
+        least = length if equal_lengths else length * _SIMILAR
+        others = [(key, other) for other in of_image[key] if prompts[groups[key, other][0]].length >= least]
+        order |= dict.fromkeys([(key, text), *others])
+    samples = (groups[group] for group in order)
     return [
         Samples(prompts[ks[0]], prompts[ks[0]].length, tuple(ks), tuple(prompts[k].request.seed for k in ks))
-        for ks in groups.values()
+        for ks in samples
     ]
