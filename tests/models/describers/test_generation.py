@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spr.config import DescriberConfig
 from spr.models.batching import DeviceMemoryError
 from spr.models.describers import cache as cache_module
 from spr.models.describers import rows as rows_module
@@ -136,6 +137,23 @@ def test_a_model_that_is_trained_without_a_cache_is_read_as_before_afterwards(ml
     describer.model.eval()
     assert describer.describe(requests) == expected
     assert len(read["rows"]) == 2 * steps
+
+
+@pytest.mark.parametrize("family", ["llava", "florence2"])  # by its own loop, and by `generate`
+def test_modules_of_a_model_that_is_trained_get_no_tensors_of_inference_mode(family, mllm_folder, ask, picture):
+    loaded = HfDescriber(mllm_folder(family), batch_size=5, **OPTIONS)
+    loaded.model.double()
+    section = DescriberConfig(model=family, max_new_tokens=12, batch_size=5)
+    trained = HfDescriber.around(loaded.model, loaded.processor, section, name=family)
+    requests = [ask(picture(50, 50), "<OD>" if family == "florence2" else "Where is it?", seed) for seed in range(3)]
+    modes, answers = [], []
+    loaded.model.get_output_embeddings().register_forward_hook(lambda *given: modes.append(given[-1].is_inference()))
+    for describer, inference in ((loaded, True), (trained, False)):
+        modes.clear()
+        answers.append(describer.describe(requests))
+        assert len(modes) > 2
+        assert set(modes) == {inference}
+    assert answers[0] == answers[1]
 
 
 def test_a_thread_that_leaves_its_step_keeps_the_attention_of_another():

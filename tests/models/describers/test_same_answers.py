@@ -105,6 +105,7 @@ def case(mllm_folder, ask, picture):
             head.register_forward_hook(ends)
             section = DescriberConfig(model=name, max_new_tokens=NEW_TOKENS, batch_size=BATCH)
             describer = HfDescriber.around(loaded.model.double(), loaded.processor, section, name=name)
+            describer._trained = False  # as one that was loaded
             prompts = TASKS if describer.family.prompt_pattern else PROMPTS
             made[name] = Case(describer, ends, mixed(ask, picture, prompts))
         return made[name]

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from spr.core.errors import ConfigError
-from spr.models.describers import sampling
-from spr.models.describers.sampling import SeededSampling, gumbel_noise, nucleus
+from spr.models.describers.sampling import Sampler, SeededSampling, gumbel_noise, nucleus, random_streams
 
 INF = math.inf
 
@@ -44,7 +43,7 @@ def test_steps_of_one_seed_are_as_independent_as_seeds():
 
 
 def test_noise_is_gumbel_and_finite():
-    noise = gumbel_noise(torch.tensor([1, 2**63 - 1]), 0, torch.arange(200_000).expand(2, -1))
+    noise = gumbel_noise(random_streams(torch.tensor([1, 2**63 - 1]), 1)[0], torch.arange(200_000))
     assert noise.isfinite().all()
     # Mean: Euler's constant 0.5772; standard deviation π/√6 = 1.2825, so the standard error of 200,000 is 0.003.
     assert noise.mean(-1) == pytest.approx([0.5772] * 2, abs=0.012)
@@ -64,44 +63,70 @@ def test_noise_is_splitmix64_on_every_machine():
         stream = mix((mix(seed) + (step + 1) * golden) % 2**64)
         uniform = ((mix((stream + (token + 1) * golden) % 2**64) >> 11) + 0.5) / 2**53
         expected = -math.log(-math.log1p(-uniform))
-        found = gumbel_noise(torch.tensor([seed]), step, torch.tensor([[token]]))
+        found = gumbel_noise(random_streams(torch.tensor([seed]), step + 1)[step], torch.tensor([[token]]))
         assert float(found) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_nucleus_is_the_fewest_tokens_that_reach_the_mass():
     probabilities = torch.tensor([[0.05, 0.4, 0.1, 0.25, 0.2]])
 
-    def kept(top_p):
-        top, tokens = nucleus(probabilities.log(), top_p)
-        return sorted(tokens[top > -INF].tolist())
+    def kept(top_p, searched=5):
+        top, tokens, last = nucleus(probabilities.log(), top_p, searched)
+        every = torch.arange(5)[None] if tokens is None else tokens
+        return sorted(every[top > -INF].tolist()), int(last)
 
     # In order: 0.4, 0.65, 0.85, 0.95, 1.
-    assert kept(0.3) == [1]
-    assert kept(0.6) == [1, 3]
-    assert kept(0.8) == [1, 3, 4]
-    assert kept(0.9) == [1, 2, 3, 4]
-    assert kept(0.97) == kept(1.0) == [0, 1, 2, 3, 4]
+    assert kept(0.3) == kept(0.3, 2) == ([1], 0)
+    assert kept(0.6) == kept(0.6, 4) == ([1, 3], 1)
+    assert kept(0.8) == kept(0.8, 4) == ([1, 3, 4], 2)
+    assert kept(0.9) == ([1, 2, 3, 4], 3)
+    assert kept(0.97) == ([0, 1, 2, 3, 4], 4)
+    assert kept(0.8, 2)[1] == 2  # two tokens are too few
+    assert kept(0.8, 3)[1] == 3  # there may be others as likely as the third
 
 
 def test_tokens_that_tie_with_the_last_one_stay_in_the_nucleus():
-    top, tokens = nucleus(torch.tensor([[0.5, 0.125, 0.125, 0.25]]).log(), 0.8)
-    assert sorted(tokens[top > -INF].tolist()) == [0, 1, 2, 3]
+    logps = torch.tensor([[0.4, 0.125, 0.1, 0.125, 0.25]]).log()
+    top, tokens, last = nucleus(logps, 0.7, 5)
+    assert (tokens, last.tolist()) == (None, [[2]])
+    assert (top > -INF).tolist() == [[True, True, False, True, True]]
+    top, tokens, last = nucleus(logps, 0.7, 3)
+    assert last.tolist() == [[3]]  # the fourth ties with the third
 
 
-def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_full_sort():
-    # Wide enough that the first guess of 1,024 tokens does not hold it; one row narrow, one flat.
+@pytest.mark.parametrize("searched", [40, 5_000, 20_000])
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_full_sort(searched):
     draw_ = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 20_000, generator=draw_) * torch.tensor([[1.0], [4.0], [0.0]])
     logps = logits.log_softmax(-1)
-    top, tokens = nucleus(logps, 0.95)
-    for row in range(3):
+    top, tokens, last = nucleus(logps, 0.95, searched)
+    every = torch.arange(20_000).expand(3, -1) if tokens is None else tokens
+    complete = [searched > count for count in (9_000, 1_000, 19_999)]
+    assert (last[:, 0] < searched).tolist() == complete
+    for row in torch.tensor(complete).nonzero()[:, 0].tolist():
         probabilities, order = logps[row].exp().double().sort(descending=True)
         count = int((probabilities.cumsum(0) < 0.95).sum()) + 1
-        kept = set(tokens[row][top[row] > -INF].tolist())
+        kept = set(every[row][top[row] > -INF].tolist())
         if row == 2:
             assert len(kept) == 20_000  # all are ties
         else:
             assert set(order[: max(count - 2, 0)].tolist()) <= kept <= set(order[: count + 2].tolist())
+            assert abs(int(last[row]) + 1 - count) <= 2
+
+
+@pytest.mark.parametrize("size", [(4, 100), (4, 3_000), (40, 300)])
+@pytest.mark.parametrize("top_p", [0.3, 0.95])
+def test_the_number_of_tokens_that_are_searched_changes_no_draw(size, top_p):
+    draw_ = torch.Generator().manual_seed(2)
+    sampler, expected = Sampler(1.0, top_p), SeededSampling(range(size[0]), 0, temperature=1.0, top_p=top_p)
+    streams, used = random_streams(torch.arange(size[0]), 40), set()
+    for step in range(40):  # peaked and flat
+        logits = torch.randn(*size, generator=draw_) * (8.0 if step % 7 else 0.5)
+        tokens, listed = sampler(logits, streams[step])
+        expected._sampler._searched = size[1]
+        used.add(sampler._searched)
+        assert tokens.tolist() == listed == expected(torch.zeros(size[0], step), logits).argmax(-1).tolist()
+    assert len(used) > 2 or size == (4, 100)
 
 
 def test_samples_stay_in_the_nucleus_and_keep_their_odds():
@@ -132,14 +157,15 @@ def test_a_single_likely_token_is_taken_whatever_the_noise():
     assert set(draw(logits, range(200)).tolist()) == {17}
 
 
-@pytest.mark.parametrize("top_p", [0.9, 1])
+@pytest.mark.parametrize("top_p", [0.02, 0.9, 1])
 @pytest.mark.parametrize("broken", [math.nan, INF])
 def test_logits_that_are_not_numbers_give_a_token_of_the_vocabulary(broken, top_p):
     logits = torch.zeros(2, 1500)
     logits[0, 7] = broken
-    tokens = sampling.draw(logits, torch.tensor([0, 1]), 0, temperature=1.0, top_p=top_p)
-    assert 0 <= int(tokens.min()) <= int(tokens.max()) < 1500
-    assert tokens[1] == sampling.draw(logits[1:], torch.tensor([1]), 0, temperature=1.0, top_p=top_p)[0]
+    streams = random_streams(torch.tensor([0, 1]), 1)[0]
+    _, tokens = Sampler(1.0, top_p)(logits, streams)
+    assert 0 <= min(tokens) <= max(tokens) < 1500
+    assert tokens[1:] == Sampler(1.0, top_p)(logits[1:], streams[1:])[1]
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(-0.1, 1), (INF, 1), (math.nan, 1), (1, 0), (1, 1.01), (0, 1)])

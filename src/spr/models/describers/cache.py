@@ -74,11 +74,14 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         start, end = self._start(), self.next + new
         if end - self.base > self.buffers[0].shape[2]:
             self.move_columns(0, self.buffers[0].shape[2])
-        self.buffers[0][: self.rows, :, self.next - self.base : end - self.base] = key_states
-        self.buffers[1][: self.rows, :, self.next - self.base : end - self.base] = value_states
+        keys, values = self.buffers
+        if len(keys) != self.rows:
+            keys, values = keys[: self.rows], values[: self.rows]
+        keys.narrow(2, self.next - self.base, new).copy_(key_states)
+        values.narrow(2, self.next - self.base, new).copy_(value_states)
         self.next = end
-        keys, values = (buffer[: self.rows, :, start - self.base : end - self.base] for buffer in self.buffers)
-        return keys, values
+        start -= self.base
+        return keys.narrow(2, start, end - self.base - start), values.narrow(2, start, end - self.base - start)
 
     def _start(self) -> int:
         return self.first if self.window is None else max(self.first, self.next + 1 - self.window)
@@ -175,8 +178,16 @@ class BufferedCache(Cache):  # type: ignore[misc]
         super().__init__(layers=layers)
         self.size, self.columns, self.limit, self._longest = size, 0, limit, 0
         self.starts: list[int] = []
+        self._seen: tuple[list[int], Tensor | None] | None = None
         self.attention: list[BufferedLayer] = [layer for layer in layers if isinstance(layer, BufferedLayer)]
         self._states: list[BufferedState] = [layer for layer in layers if isinstance(layer, BufferedState)]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """A layer's `update`: nothing is moved between devices here."""
+        found: tuple[Tensor, Tensor] = self.layers[layer_idx].update(key_states, value_states, *args, **kwargs)
+        return found
 
     @property
     def first(self) -> int:
@@ -212,6 +223,20 @@ class BufferedCache(Cache):  # type: ignore[misc]
             if type(layer) is not DummyLayer:
                 layer.put(rows, source, prompt, (self.size, self.columns))
         self._use(self.starts + [self.next - lengths[k] for k in sources])
+
+    def seen(self, device: torch.device) -> Tensor | None:
+        """The columns from the first one to the next that each row sees, ``(rows, columns)`` of 0 and 1; None if all.
+
+        It is made once for many steps, after there is room for another column.
+        """
+        if self._seen is None or self._seen[0] is not self.starts:
+            seen = None
+            if min(self.starts) < max(self.starts):
+                columns = torch.arange(self.first, self.columns, device=device)
+                seen = (columns >= torch.tensor(self.starts, device=device)[:, None]).long()
+            self._seen = self.starts, seen  # which are replaced whenever rows or columns change
+        every = self._seen[1]
+        return None if every is None else every[:, : self.next + 1 - self.first]
 
     def release(self) -> None:
         """Free the memory of the rows that are not in use, until others are added, unless it is little."""

@@ -22,6 +22,15 @@ Prompt = TypeVar("Prompt")
 _REFILL = 2  # new prompts are read once one in so many rows is free
 
 
+def no_gradients(trained: bool) -> torch.no_grad | torch.inference_mode:
+    """In this context, no gradients are computed; ``trained``: the model's are, at other times.
+
+    Otherwise it is PyTorch's inference mode, in which every operation takes less time. Tensors of that mode, which
+    modules may keep, can't be used for gradients later.
+    """
+    return torch.no_grad() if trained else torch.inference_mode()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples(Generic[Prompt]):
     """A prompt and its samples.
@@ -55,6 +64,7 @@ class Generation(Generic[Prompt]):
         ending: How tokens are drawn, and which are the last.
         equal_lengths: Whether prompts that are read together must have the same number of tokens.
         options: Further arguments of the model's `generate`.
+        trained: See `no_gradients`.
     """
 
     def __init__(
@@ -66,17 +76,22 @@ class Generation(Generic[Prompt]):
         ending: Ending,
         equal_lengths: bool = False,
         options: dict[str, Any] | None = None,
+        trained: bool = False,
     ) -> None:
         self.model, self.encode, self.size, self.ending = model, encode, size, ending
         self.equal_lengths, self.options = equal_lengths, options or {}
+        self.trained = trained
 
-    @torch.no_grad()
     def run(self, prompts: Sequence[Samples[Prompt]]) -> Iterator[tuple[int, list[int]]]:
-        """Yield each sample's number and its tokens, as they are finished. The longest prompts should come first.
+        """Each sample's number and its tokens, as they are finished. The longest prompts should come first.
 
         Raises:
             NotResumableError: before the first sample, if the model's `generate` must be used instead.
         """
+        found: Iterator[tuple[int, list[int]]] = no_gradients(self.trained)(self._run)(prompts)  # whenever it runs
+        return found
+
+    def _run(self, prompts: Sequence[Samples[Prompt]]) -> Iterator[tuple[int, list[int]]]:
         waiting = [part for samples in prompts for part in samples.split(self.size)][::-1]
         least = max(1, self.size // _REFILL)
         rows: Rows | None = None

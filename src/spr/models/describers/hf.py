@@ -27,7 +27,7 @@ from spr.models.batching import RefilledBatcher
 from spr.models.chat import check_chat_template, check_image_token, check_thinking, render_turn, user_turn
 from spr.models.custom_models import check_multimodal, class_name, load_config, load_mllm
 from spr.models.describers.answer_tokens import AnswerTokens
-from spr.models.describers.generation import Generation, Samples
+from spr.models.describers.generation import Generation, Samples, no_gradients
 from spr.models.describers.rows import Ending, NotResumableError
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.describers.shared_images import SharedImages
@@ -129,11 +129,11 @@ class HfDescriber:
         describer.dialect = choose_dialect(section.dialect, model.config.model_type, image_processor)
         if section.thinking:
             check_thinking(name, processor, describer.family)
-        describer._prepare(section)
+        describer._prepare(section, trained=True)
         return describer
 
-    def _prepare(self, section: DescriberConfig) -> None:
-        self.thinking = section.thinking
+    def _prepare(self, section: DescriberConfig, *, trained: bool = False) -> None:
+        self.thinking, self._trained = section.thinking, trained
         self._limit = section.max_new_tokens
         self._without_refill = None if self.family is not None else "its family is not known"
         self._set_generation(section.max_new_tokens)
@@ -171,14 +171,18 @@ class HfDescriber:
         if not requests:
             return []
         self._check_prompts(requests)
-        texts = [self.render(request.prompt) for request in requests]
-        lengths = map(len, self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        # Samples and regions ask the same again.
+        rendered = {prompt: self.render(prompt) for prompt in dict.fromkeys(request.prompt for request in requests)}
+        ids = self.processor.tokenizer(list(rendered.values()), add_special_tokens=False)["input_ids"]
+        words = dict(zip(rendered, map(len, ids), strict=True))
         counted = [0] * len(requests)
         if self.family is not None and self.family.counts_image_tokens:
             sizes = [request.image.size[::-1] for request in requests]
             counted = count_image_tokens(self.processor, self.family, sizes)
-        parts = zip(requests, texts, lengths, counted, strict=True)
-        return [_Prompt(request, text, words + image) for request, text, words, image in parts]
+        return [
+            _Prompt(request, rendered[request.prompt], words[request.prompt] + image)
+            for request, image in zip(requests, counted, strict=True)
+        ]
 
     def _check_prompts(self, requests: Sequence[DescribeRequest]) -> None:
         pattern = self.family.prompt_pattern if self.family is not None else None
@@ -210,6 +214,7 @@ class HfDescriber:
                 ending=Ending(self._ends, self._limit, self.temperature, self.top_p),
                 equal_lengths=equal,
                 options=options,
+                trained=self._trained,
             )
             try:
                 for number, ids in generation.run(samples):
@@ -266,7 +271,8 @@ class HfDescriber:
             processors.append(SeededSampling(seeds, start, temperature=self.temperature, top_p=self.top_p))
         stops = list(self._tokens.stop_strings)
         options = {"tokenizer": self.processor.tokenizer, "stop_strings": stops} if stops else {}
-        ids = self.model.generate(**inputs, logits_processor=processors, **options)
+        with no_gradients(self._trained):
+            ids = self.model.generate(**inputs, logits_processor=processors, **options)
         return [self._read(row) for row in ids[:, start:].tolist()]
 
     def _read(self, ids: Sequence[int]) -> Answer:

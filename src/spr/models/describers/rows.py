@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from spr.models.describers.cache import BufferedCache, why_not_buffered
 from spr.models.describers.prefill import Prefilled, other_processors, why_not_resumed
-from spr.models.describers.sampling import draw
+from spr.models.describers.sampling import Sampler, random_streams
 from spr.models.describers.shared_prompts import (
     NotSharedError,
     SharedPromptCache,
@@ -87,11 +87,13 @@ class Rows:
         device = read.logits.device
         self._model, self._settings, self._token_types = read.model, read.settings, read.token_types
         self._arguments: dict[str, Any] | None = None
-        self._seeds, self._steps = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
-        self._tokens = torch.zeros(size, ending.limit, dtype=torch.int64, device=device)
-        self._last = torch.zeros(size, 1, dtype=torch.int64, device=device)
-        self._ended = torch.zeros(size, dtype=torch.bool, device=device)
-        self._ends = torch.tensor(sorted(ending.ends), dtype=torch.int64, device=device)
+        self._answers: list[list[int]] = []
+        self._ended: list[int] = []
+        self._last = torch.zeros(0, 1, dtype=torch.int64, device=device)
+        self._sampler = Sampler(ending.temperature, ending.top_p)
+        # Those of all rows' next tokens are side by side; a row has as many as tokens, which begin again at the top.
+        self._streams = torch.zeros(ending.limit, size, 1, dtype=torch.int64, device=device)
+        self._next = 0
         self._positions: Tensor | None = None
         if read.positions is not None:
             *further, _, one = read.positions.shape
@@ -121,14 +123,15 @@ class Rows:
         self.numbers += [number for numbers in samples for number in numbers]
         source = torch.tensor(sources, device=device)
         if self.ending.temperature > 0:
-            self._seeds[rows] = torch.tensor([seed for own in seeds for seed in own], device=device)
-        self._steps[rows] = 0
+            own = torch.tensor([seed for own in seeds for seed in own], device=device)
+            self._streams[:, rows] = random_streams(own, self.ending.limit).roll(self._next, 0)
         if self._positions is not None and read.positions is not None:
             self._positions[..., rows, :] = read.positions.index_select(-2, source.to(read.positions.device))
         if self._criteria:
             width = min(self._tail.shape[1], read.input_ids.shape[1])
             self._tail[rows, -width:] = read.input_ids[:, -width:].index_select(0, source)
-        self._draw(read.logits.index_select(0, source), rows)
+        self._answers += [[] for _ in sources]
+        self._last = torch.cat([self._last, self._draw(read.logits.index_select(0, source), rows)])
 
     def release(self) -> None:
         """Free the memory of rows that are not in use: prompts that are read need it before they are added."""
@@ -139,64 +142,67 @@ class Rows:
         rows = slice(0, len(self.numbers))
         self._cache.make_room()
         positions = None if self._positions is None else self._positions[..., rows, :]
-        logits = self._forward(self._cache, self._last[rows], positions)
+        logits = self._forward(self._cache, self._last, positions)
         if positions is not None:
             positions += 1
-        self._draw(logits, rows)
+        self._next = (self._next + 1) % self.ending.limit
+        self._last = self._draw(logits, rows)
 
     def finished(self) -> list[tuple[int, list[int]]]:
         """The numbers and tokens of the finished sequences, whose rows are freed."""
-        rows = self._ended[: len(self.numbers)].nonzero()[:, 0]
-        ended: list[int] = rows.tolist()
-        if not ended:
+        if not self._ended:
             return []
-        answers, counts = self._tokens[rows].tolist(), self._steps[rows].tolist()
-        numbers = [self.numbers[row] for row in ended]
+        ended, self._ended = self._ended, []
+        found = [(self.numbers[row], self._answers[row]) for row in ended]
         targets, sources = self._cache.remove(ended)
+        left = len(self.numbers) - len(ended)
         if targets:
             for target, source in zip(targets, sources, strict=True):
-                self.numbers[target] = self.numbers[source]
+                self.numbers[target], self._answers[target] = self.numbers[source], self._answers[source]
             to, moved = (torch.tensor(rows, device=self._last.device) for rows in (targets, sources))
-            for state in (self._seeds, self._steps, self._tokens, self._last, self._ended, self._tail):
+            for state in (self._last, self._tail):
                 state[to] = state[moved]
+            self._streams[:, to] = self._streams[:, moved]
             if self._positions is not None:
                 to, moved = to.to(self._positions.device), moved.to(self._positions.device)
                 self._positions[..., to, :] = self._positions[..., moved, :]
-        del self.numbers[len(self.numbers) - len(ended) :]
-        return [(number, answer[:count]) for number, answer, count in zip(numbers, answers, counts, strict=True)]
+        del self.numbers[left:], self._answers[left:]
+        self._last = self._last[:left]
+        return found
 
-    def _draw(self, logits: Tensor, rows: slice) -> None:
-        """Draw the next tokens of rows from their logits, and note which sequences are finished."""
-        steps, ending = self._steps[rows], self.ending
-        if self._least:
-            early = (steps < self._least)[:, None] & torch.isin(torch.arange(logits.shape[1]), self._ends.cpu()).to(
-                logits.device
-            )
-            logits = logits.masked_fill(early, -torch.inf)
-        tokens = draw(logits, self._seeds[rows], steps, temperature=ending.temperature, top_p=ending.top_p)
-        self._last[rows, 0] = tokens
-        self._tokens[rows].scatter_(1, steps[:, None], tokens[:, None])
-        steps += 1
-        ended = (tokens[:, None] == self._ends).any(1) | (steps == ending.limit)
+    def _draw(self, logits: Tensor, rows: slice) -> Tensor:
+        """Draw the next tokens of rows, ``(n, 1)``, from their logits, and note which sequences are finished."""
+        answers, ending = self._answers[rows], self.ending
+        if self._least and (early := [row for row, answer in enumerate(answers) if len(answer) < self._least]):
+            ends = [token for token in ending.ends if token < logits.shape[1]]
+            logits = logits.clone()
+            logits[torch.tensor(early)[:, None], torch.tensor(ends)] = -torch.inf
+        tokens, drawn = self._sampler(logits, self._streams[self._next, rows])
+        last = tokens[:, None]
+        stopped: list[bool] | None = None
         if self._criteria:
-            self._tail[rows] = torch.cat([self._tail[rows, 1:], tokens[:, None]], 1)
-            ended |= self._criteria(self._tail[rows], None)
-        self._ended[rows] = ended
+            self._tail[rows] = torch.cat([self._tail[rows, 1:], last], 1)
+            stopped = self._criteria(self._tail[rows], None).tolist()
+        for k, (answer, token) in enumerate(zip(answers, drawn, strict=True)):
+            answer.append(token)
+            if token in ending.ends or len(answer) == ending.limit or (stopped is not None and stopped[k]):
+                self._ended.append(rows.start + k)
+        return last
 
     def _forward(self, cache: BufferedCache, last: Tensor, positions: Tensor | None) -> Tensor:
         """The logits after the last tokens ``(rows, 1)``, in float32."""
-        mask = _mask(cache, last.device)
+        shared = isinstance(cache, SharedPromptCache) and self._sharing is not None
+        mask = None if shared else cache.seen(last.device)
         if self._arguments is None:
             self._arguments = self._further_arguments(cache, last, positions, mask)
         arguments = {name: value.expand(len(last), 1) for name, value in self._types.items()}
         if positions is not None:
             arguments["position_ids"] = positions
-        shared = isinstance(cache, SharedPromptCache) and self._sharing is not None
         with shared_attention(self._sharing, cache) if shared else nullcontext():  # type: ignore[arg-type]
             outputs = self._model(
                 input_ids=last,
                 past_key_values=cache,
-                attention_mask=None if shared else mask,
+                attention_mask=mask,
                 **arguments,
                 **self._arguments,
                 return_dict=True,
@@ -235,14 +241,6 @@ class Rows:
                 _can_share[read.model] = False
             self._arguments = None
         return _can_share[read.model]
-
-
-def _mask(cache: BufferedCache, device: torch.device) -> Tensor | None:
-    """The columns that each row sees, ``(rows, columns)``; None if it is all of them."""
-    if min(cache.starts) == max(cache.starts):
-        return None
-    columns = torch.arange(cache.first, cache.next + 1, device=device)
-    return (columns >= torch.tensor(cache.starts, device=device)[:, None]).long()
 
 
 def _bytes_saved(read: Prefilled, samples: Sequence[int]) -> int:

@@ -166,10 +166,8 @@ class SharedPromptCache(BufferedCache):
     def begin_step(self) -> None:
         """Prepare what all layers share in a step, in which the model sees no mask."""
         self.attended = 0
-        self.hidden: Tensor | None = None
-        if min(self.starts) < max(self.starts):
-            columns = torch.arange(self.first, self.next + 1)
-            self.hidden = (columns < torch.tensor(self.starts)[:, None])[:, None, None]
+        seen = self.seen(torch.device("cpu"))
+        self.hidden: Tensor | None = None if seen is None else (seen == 0)[:, None, None]
 
     def attend(self, number: int, query: Tensor, scaling: float | None) -> Tensor:
         """Attention of a layer's queries ``(rows, heads, 1, size)`` to prompts and answers, in the same shape."""
