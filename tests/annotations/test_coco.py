@@ -115,6 +115,15 @@ def test_boxes_partly_outside_the_image_are_clipped_and_counted(tmp_path: Path) 
     assert not found.dropped.ids
 
 
+@pytest.mark.parametrize("crowd", [0, "true"], ids=["fast", "lenient"])
+def test_no_corner_is_negative_zero(tmp_path: Path, crowd: object) -> None:
+    # The last entry, which is dropped, leaves the whole block to the lenient decoder.
+    entries = [annotation(1, bbox=[-0.0, -1e-320, 30, 5]), annotation(2, iscrowd=crowd)]
+    found = read(tmp_path, coco(annotations=entries)).boxes_xyxy[0]
+    assert found.tolist() == [0, 0, 30, 5]
+    assert not np.signbit(found).any()
+
+
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [

@@ -216,6 +216,39 @@ def test_the_server_ends_before_the_only_shard_of_a_stage_with_models_and_starts
     assert done.returncode == 0, done.stderr
 
 
+INTERRUPTED = """
+import os
+import signal
+import threading
+from multiprocessing import forkserver
+
+from spr.pipeline.engines.local import Pool, _server, stop_server
+from script import Quiet, parent
+
+if __name__ == "__main__":
+    _server(["slow"])
+    forkserver.ensure_running()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        stop_server()
+    except KeyboardInterrupt:
+        print("interrupted")
+    pool = Pool([{}], Quiet())
+    pool.submit("a job", parent)
+    print(len(pool.wait()))
+    pool.stop()
+"""
+
+
+def test_after_ctrl_c_while_the_server_ends_another_one_can_start(tmp_path):
+    (tmp_path / "script.py").write_text(STOPPED)
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(1.5)\n")
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    command = [sys.executable, "interrupted.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n1\n"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("overrides", "stage", "expected"),
     [

@@ -297,6 +297,7 @@ def _corners(boxes_xywh: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):  # edges too large for float32 become infinite, and are clipped to the image later
         for column, values in enumerate((x, y, x + width, y + height)):
             boxes_xyxy[:, column] = values
+    boxes_xyxy += 0.0  # -0.0 becomes 0.0
     return boxes_xyxy
 
 

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -117,7 +118,10 @@ def stop_server() -> None:
     """
     stop = getattr(getattr(forkserver, "_forkserver", None), "_stop", None)
     if stop is not None and not multiprocessing.active_children():
-        stop()
+        # A stop that Ctrl-C interrupts would leave a state with which no server can start; threads are not interrupted.
+        thread = threading.Thread(target=stop)
+        thread.start()
+        thread.join()
 
 
 def _server(modules: Iterable[str]) -> ForkServerContext:
