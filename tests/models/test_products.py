@@ -1,11 +1,13 @@
 """Products by oneDNN are those of float64 within float32's rounding, in all strides, and have the input's gradient."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
 from spr.models import products
-from spr.models.products import frozen_linear, linear, replaceable
+from spr.models.products import frozen_linear, keep_few_kernels, linear, replaceable
 
 
 def matrix(rows, columns, layout):
@@ -66,3 +68,13 @@ def test_layers_that_something_else_changes_are_not_replaced():
     hooked.register_forward_hook(lambda *_: None)
     assert [replaceable(layer) for layer in (frozen, trained, packed, hooked)] == [True, False, False, False]
     assert replaceable(trained, frozen=False)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "32"), ("200", "200")])
+def test_few_kernels_are_kept_unless_the_environment_says_otherwise(given, expected, monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, given or "")  # restored after the test
+    if given is None:
+        monkeypatch.delenv(name)
+    keep_few_kernels()
+    assert os.environ[name] == expected

@@ -23,7 +23,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spr.models.products import frozen_linear, linear, replaceable
+from spr.models.products import frozen_linear, keep_few_kernels, linear, replaceable
 
 
 def speed_up_layers(model: nn.Module) -> None:
@@ -33,6 +33,7 @@ def speed_up_layers(model: nn.Module) -> None:
     dropout, several adapters, weights of 4 bits, or of float16 with an adapter of float32. Not for sharded weights,
     which an engine gathers around a module's own call.
     """
+    keep_few_kernels()
     for module in model.modules():
         if type(module) is LoraLinear:
             module.forward = partial(_adapted, module, module.forward)
