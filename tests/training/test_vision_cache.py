@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from spr.models.image_features import image_outputs
 from spr.training.vision_cache import (
     DiskFeatures,
     Features,
     MemoryFeatures,
     feature_key,
     free_memory,
-    image_outputs,
     open_store,
 )
 
