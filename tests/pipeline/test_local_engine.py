@@ -216,6 +216,38 @@ def test_the_server_ends_before_the_only_shard_of_a_stage_with_models_and_starts
     assert done.returncode == 0, done.stderr
 
 
+STARTING = """
+import time
+
+from spr.core.processes import sigint_blocked
+from spr.pipeline.engines.local import _server, forkserver
+
+if __name__ == "__main__":
+    _server(["slow"])
+    with sigint_blocked():
+        forkserver.ensure_running()
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_ctrl_c_does_not_reach_a_server_that_is_importing(tmp_path):
+    (tmp_path / "script.py").write_text(STARTING)
+    imported = "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(1.5)\npathlib.Path('imported').touch()\n"
+    (tmp_path / "slow.py").write_text(imported)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, start_new_session=True, **pipes) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (output, errors) == ("interrupted\n", "")
+    assert (tmp_path / "imported").exists()
+
+
 INTERRUPTED = """
 import os
 import signal

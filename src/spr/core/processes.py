@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -91,6 +92,7 @@ def sigint_blocked() -> Iterator[None]:
 
     Ctrl-C reaches the whole process group. The parent handles it, and stops the workers.
     """
+    resource_tracker.ensure_running()  # its start, which comes with that of the server, would unblock SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
