@@ -235,8 +235,8 @@ if __name__ == "__main__":
 
 def test_ctrl_c_does_not_reach_a_server_that_is_importing(tmp_path):
     (tmp_path / "script.py").write_text(STARTING)
-    imported = "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(1.5)\npathlib.Path('imported').touch()\n"
-    (tmp_path / "slow.py").write_text(imported)
+    begun, imported = (f"pathlib.Path('{name}').touch()" for name in ("begun", "imported"))
+    (tmp_path / "slow.py").write_text(f"import pathlib, time\n{begun}\ntime.sleep(1.5)\n{imported}\n")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, start_new_session=True, **pipes) as process:
         deadline = time.monotonic() + 60
