@@ -5,7 +5,9 @@ import weakref
 from collections import Counter
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
+from spr.config import DescriberConfig
 from spr.models.describers import shared_images
 from spr.models.describers.hf import HfDescriber
 from spr.models.describers.shared_images import SharedImages
@@ -113,6 +115,20 @@ def test_features_of_an_image_of_one_tile_are_used_beside_an_image_of_many(name,
     long = "What is in the picture, and where is all that? " * 40  # of the prompts that are read first, and together
     requests = [ask(small, long + end) for end in "abcd"] + [ask(large, "Where?"), ask(small, "Where?")]
     assert describer.describe(requests) == [describer.describe([request])[0] for request in requests]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "minicpmv4_6"])
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_model_with_an_adapter_that_is_not_merged_reads_each_image_once(name, mllm_folder, ask, picture, seen):
+    loaded = HfDescriber(mllm_folder(name), device="cpu", dtype="float32")
+    adapter = LoraConfig(target_modules=r".*(q_proj|v_proj|qkv|linear_1)", init_lora_weights=False)
+    model = get_peft_model(loaded.model, adapter).eval()
+    section = DescriberConfig(model=name, max_new_tokens=4)
+    describer = HfDescriber.around(model, loaded.processor, section, name=name)
+    requests = [ask(picture(100, 80), text) for text in ("Where?", "What?", "Where is it?")]
+    answers = describer.describe(requests)
+    assert seen["images"] == {(100, 80): 1}
+    assert answers == [describer.describe([request])[0] for request in requests]
 
 
 @pytest.mark.parametrize(("name", "question"), [("qwen2_5_vl", "Where?"), ("ferret", "[1, 2, 500, 600] <region_fea>?")])
