@@ -121,7 +121,7 @@ class _ImagesOnce:
         new: The keys of the images that were processed; None if the processor asked for other images.
         outputs: What the image processor returned for them.
         names: The names of all outputs.
-        pixels: The names of those that are not returned.
+        pixels: The names of those of which only shapes are returned.
     """
 
     def __init__(self, inner: Any) -> None:
