@@ -54,7 +54,6 @@ from spr.training.batches import EncodedPair, collate
 from spr.training.loss import PairLogps, pair_losses
 from spr.training.pair_model import PairModel
 from spr.training.trainee import add_adapter
-from spr.training.vision_cache import Features, compute_features
 
 PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H200 NVL": 835, "H100": 989, "H200": 989, "GH200": 989, "A100": 312}
 PEAKS |= {"B200": 2250, "L40S": 362, "A6000": 155, "A10": 125}
@@ -281,7 +280,7 @@ def ferret_step(run: Run) -> dict[str, Any]:
     family = FAMILIES["ferret"]
     pairs = PairModel(add_adapter(model, LoraSection(), family), family).train()
     with torch.no_grad():
-        features = Features(*compute_features(model, {**vision, "region_sizes": torch.tensor([[side, side]])}))
+        features = compute_features(model, {**vision, "region_sizes": torch.tensor([[side, side]])})
     answers = letters[:answer], letters.flip(0)[:answer]
     encoded = EncodedPair("1", prompt, torch.arange(len(prompt))[None], *answers, features)
     batch = collate([encoded] * 2, 0, shared=True).to(model.device)
