@@ -43,6 +43,7 @@ from spr.core.errors import ConfigError
 from spr.models.detectors.grounding_dino import GroundingDinoDetector
 from spr.models.errors import ModelError
 from spr.models.families import FAMILIES
+from spr.models.image_features import compute_features
 from spr.models.image_processors import encode
 from spr.models.ported.ferret.configuration import FerretConfig
 from spr.models.ported.ferret.regions import draw_points, region_mask
