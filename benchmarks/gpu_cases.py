@@ -43,6 +43,7 @@ from spr.core.errors import ConfigError
 from spr.models.detectors.grounding_dino import GroundingDinoDetector
 from spr.models.errors import ModelError
 from spr.models.families import FAMILIES
+from spr.models.image_features import compute_features
 from spr.models.image_processors import encode
 from spr.models.ported.ferret.configuration import FerretConfig
 from spr.models.ported.ferret.regions import draw_points, region_mask
@@ -54,7 +55,6 @@ from spr.training.batches import EncodedPair, collate
 from spr.training.loss import PairLogps, pair_losses
 from spr.training.pair_model import PairModel
 from spr.training.trainee import add_adapter
-from spr.training.vision_cache import Features, compute_features
 
 PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H200 NVL": 835, "H100": 989, "H200": 989, "GH200": 989, "A100": 312}
 PEAKS |= {"B200": 2250, "L40S": 362, "A6000": 155, "A10": 125}
@@ -281,7 +281,7 @@ def ferret_step(run: Run) -> dict[str, Any]:
     family = FAMILIES["ferret"]
     pairs = PairModel(add_adapter(model, LoraSection(), family), family).train()
     with torch.no_grad():
-        features = Features(*compute_features(model, {**vision, "region_sizes": torch.tensor([[side, side]])}))
+        features = compute_features(model, {**vision, "region_sizes": torch.tensor([[side, side]])})
     answers = letters[:answer], letters.flip(0)[:answer]
     encoded = EncodedPair("1", prompt, torch.arange(len(prompt))[None], *answers, features)
     batch = collate([encoded] * 2, 0, shared=True).to(model.device)

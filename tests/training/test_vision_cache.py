@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from spr.models.image_features import image_outputs
+from spr.models.image_features import Features
 from spr.training.vision_cache import (
     DiskFeatures,
-    Features,
     MemoryFeatures,
     feature_key,
     free_memory,
@@ -135,13 +134,3 @@ def test_a_key_changes_with_what_makes_the_features_and_not_with_the_order_of_th
     assert feature_key({"a": one, "b": two}, "m") == feature_key({"b": two, "a": one}, "m")
     assert feature_key({"a": one, "b": two}, "m") != feature_key({"a": two, "b": one}, "m")
     assert feature_key({"a": one}, "m") != feature_key({"a": one}, "n")
-
-
-def test_features_are_given_to_the_model_as_it_takes_them():
-    listed = image_outputs((PLAIN, PLAIN), joined=False)
-    assert [part.shape for part in listed.pooler_output] == [(3, 2), (3, 2)]
-    assert listed.deepstack_features is None
-    assert image_outputs((PLAIN, PLAIN), joined=True).pooler_output.shape == (6, 2)
-    deep = image_outputs((DEEP, DEEP), joined=False).deepstack_features
-    # By level first, then by image.
-    assert [[part.mean().item() for part in level] for level in deep] == [[3.0, 3.0], [4.0, 4.0]]

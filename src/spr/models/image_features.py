@@ -50,7 +50,7 @@ def compute_features(model: Any, vision_inputs: Mapping[str, Tensor], *, deep: b
     inputs = {
         name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in vision_inputs.items()
     }
-    output = model.model.get_image_features(**inputs, return_dict=True)
+    output = _vision_model(model).get_image_features(**inputs, return_dict=True)
     pooled = output.pooler_output
     parts = [pooled] if isinstance(pooled, Tensor) else list(pooled)
     tokens = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
@@ -60,7 +60,13 @@ def compute_features(model: Any, vision_inputs: Mapping[str, Tensor], *, deep: b
 
 def vision_names(model: Any) -> frozenset[str]:
     """The names of the processor's outputs that determine an image's features."""
-    return frozenset(inspect.signature(model.model.get_image_features).parameters) - {"kwargs"}
+    return frozenset(inspect.signature(_vision_model(model).get_image_features).parameters) - {"kwargs"}
+
+
+def _vision_model(model: Any) -> Any:
+    """The part of a model, with or without PEFT around it, that has the vision tower."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.model
 
 
 def image_outputs(features: Sequence[Features], *, joined: bool) -> SimpleNamespace:

@@ -129,6 +129,18 @@ def test_the_number_of_tokens_that_are_searched_changes_no_draw(size, top_p):
     assert len(used) > 2 or size == (4, 100)
 
 
+def test_after_a_wide_nucleus_the_whole_vocabulary_is_not_searched_for_long():
+    draw_ = torch.Generator().manual_seed(3)
+    sampler, streams = Sampler(1.0, 0.95), random_streams(torch.arange(2), 30)
+    searched = []
+    for step in range(30):  # one flat step, before it and after it peaked ones
+        sampler(torch.randn(2, 5_000, generator=draw_) * (0.1 if step == 1 else 12.0), streams[step])
+        searched.append(sampler._searched)
+    assert searched[0] < 200
+    assert searched[1] > 4_000
+    assert searched[-1] < 200
+
+
 def test_samples_stay_in_the_nucleus_and_keep_their_odds():
     logits = torch.tensor([0.05, 0.4, 0.1, 0.25, 0.2]).log()
     tokens = draw(logits, range(20_000), top_p=0.8)

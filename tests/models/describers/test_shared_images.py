@@ -1,11 +1,16 @@
 """Several prompts about one image: it is processed once, and the vision tower reads it once."""
 
+import gc
+import weakref
 from collections import Counter
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
+from spr.config import DescriberConfig
 from spr.models.describers import shared_images
 from spr.models.describers.hf import HfDescriber
+from spr.models.describers.shared_images import SharedImages
 from tiny_mllms import all_makers
 
 FEW = ("llava_onevision", "internvl", "qwen3_vl", "minicpmv4_6")  # of different outputs of their image processors
@@ -101,3 +106,49 @@ def test_the_features_of_ferret_depend_on_the_regions_in_a_prompt(mllm_folder, a
     together = describer.describe([ask(image, text, 0) for text in texts])
     assert seen["pixels"] > 0
     assert together == [describer.describe([ask(image, text, 0)])[0] for text in texts]
+
+
+@pytest.mark.parametrize("name", ["internvl", "minicpmv4_6", "minicpmv4_7"])
+def test_features_of_an_image_of_one_tile_are_used_beside_an_image_of_many(name, mllm_folder, ask, picture):
+    describer = HfDescriber(mllm_folder(name), device="cpu", dtype="float32", max_new_tokens=4, batch_size=4)
+    small, large = picture(20, 20), picture(400, 400, 90)
+    long = "What is in the picture, and where is all that? " * 40  # of the prompts that are read first, and together
+    requests = [ask(small, long + end) for end in "abcd"] + [ask(large, "Where?"), ask(small, "Where?")]
+    assert describer.describe(requests) == [describer.describe([request])[0] for request in requests]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "minicpmv4_6"])
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_model_with_an_adapter_that_is_not_merged_reads_each_image_once(name, mllm_folder, ask, picture, seen):
+    loaded = HfDescriber(mllm_folder(name), device="cpu", dtype="float32")
+    adapter = LoraConfig(target_modules=r".*(q_proj|v_proj|qkv|linear_1)", init_lora_weights=False)
+    model = get_peft_model(loaded.model, adapter).eval()
+    section = DescriberConfig(model=name, max_new_tokens=4)
+    describer = HfDescriber.around(model, loaded.processor, section, name=name)
+    requests = [ask(picture(100, 80), text) for text in ("Where?", "What?", "Where is it?")]
+    answers = describer.describe(requests)
+    assert seen["images"] == {(100, 80): 1}
+    assert answers == [describer.describe([request])[0] for request in requests]
+
+
+@pytest.mark.parametrize(("name", "question"), [("qwen2_5_vl", "Where?"), ("ferret", "[1, 2, 500, 600] <region_fea>?")])
+def test_pixels_are_freed_while_features_are_kept(name, question, mllm_folder, picture):
+    describer = HfDescriber(mllm_folder(name), device="cpu", dtype="float32")
+    pixels, inner = [], describer.processor.image_processor
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(inner, name)
+
+        def __call__(self, images, **settings):
+            outputs = inner(images, **settings)
+            value = outputs["pixel_values"]
+            pixels.extend(map(weakref.ref, value if isinstance(value, list) else [value]))
+            return outputs
+
+    describer.processor.image_processor = Watched()
+    shared = SharedImages(describer.model, describer.processor, describer.family, {"key": 3})
+    inputs = shared.inputs([describer.render(question)], [picture(100, 80)], ["key"])
+    assert (inputs is None) == (name == "ferret")  # its regions need the pixels
+    gc.collect()
+    assert [pixel() for pixel in pixels] == [None]

@@ -74,7 +74,8 @@ class Sampler:
             found: list[int] = torch.cat([drawn, last[:, 0]]).tolist()
             widest = max(found[len(logps) :]) + 1
             if widest <= k or k == vocabulary:
-                self._searched = max(_LEAST_SEARCHED, widest + widest // 4, k - k // 8)
+                before = min(self._searched, vocabulary)  # k may be more
+                self._searched = max(_LEAST_SEARCHED, widest + widest // 4, before - before // 8)
                 return drawn, found[: len(logps)]
             self._searched = 8 * k
 

@@ -10,7 +10,7 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +60,10 @@ class SharedImages:
         ``keys`` are equal for equal images. After a batch that needs pixels, none is read without.
         """
         inputs = None if self._needs_pixels else self._without_pixels(texts, images, keys)
-        self._needs_pixels = inputs is None
+        if inputs is None and not self._needs_pixels:
+            self._needs_pixels = True
+            self._features = {}
+            self._images.forget(())
         return inputs
 
     def _without_pixels(
@@ -111,14 +114,14 @@ def _copies(features: Features) -> tuple[Tensor, tuple[Tensor, ...]]:
 class _ImagesOnce:
     """An image processor that processes equal images once.
 
-    Of large outputs, which are pixels, it returns only the shapes, or nothing where all images' patches follow each
-    other: the processor needs no more for its text.
+    Of large outputs, which are pixels, it returns only the shapes, or no rows where no other output says how many are
+    an image's: the processor needs no more for its text.
 
     Attributes:
         new: The keys of the images that were processed; None if the processor asked for other images.
         outputs: What the image processor returned for them.
         names: The names of all outputs.
-        pixels: The names of those that are not returned.
+        pixels: The names of those of which only shapes are returned.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -156,22 +159,25 @@ class _ImagesOnce:
             for name in self.outputs:
                 for key, part in zip(self.new, self._split(name), strict=True):
                     self._parts[key][name] = part
-        return BatchFeature({name: _join([self._parts[key][name] for key in self._keys]) for name in self.names})
+        return BatchFeature(
+            {
+                name: _join([self._parts[key][name] for key in self._keys], pixels=name in self.pixels)
+                for name in self.names
+            }
+        )
 
-    def _split(self, name: str) -> list[_Part]:
-        """Each image's part of an output."""
+    def _split(self, name: str) -> list[Any]:
+        """Each image's rows of an output."""
         value, count = self.outputs[name], len(self.new or ())
-        array = isinstance(value, np.ndarray | Tensor)
-        large = isinstance(value[0], np.ndarray | Tensor) and np.prod(value[0].shape) > _SMALL
-        if large:
+        if isinstance(value[0], np.ndarray | Tensor) and np.prod(value[0].shape) > _SMALL:
             self.pixels.add(name)
-        if len(value) == count:
-            return [_Part(_shape_of(part) if large else part, "stack" if array else "list") for part in value]
-        if not large and (counts := self._counts(len(value))) is not None:
-            ends = np.cumsum([0, *counts])
-            return [_Part(value[start:end], "concatenate") for start, end in itertools.pairwise(ends)]
-        self.pixels.add(name)
-        return [_Part(value[:0], "concatenate")] * count
+        counts = [1] * count if len(value) == count else self._counts(len(value))
+        if counts is None:
+            self.pixels.add(name)
+            counts = [0] * count
+        ends = np.cumsum([0, *counts])
+        rows = [value[start:end] for start, end in itertools.pairwise(ends)]
+        return [_shape_of(part) for part in rows] if name in self.pixels else rows
 
     def _counts(self, total: int) -> list[int] | None:
         """The output that says how many of ``total`` rows belong to each image; None if there is none."""
@@ -183,29 +189,22 @@ class _ImagesOnce:
         return None
 
 
-class _Part(NamedTuple):
-    """An image's part of an output of the image processor, and how those of several images are put together."""
-
-    value: Any
-    how: Literal["list", "stack", "concatenate"]
-
-
 def _shape_of(part: Any) -> Any:
-    """An array or tensor of the same shape, of one zero in memory."""
-    if isinstance(part, Tensor):
-        return part.new_zeros(()).expand(part.shape)
-    return np.broadcast_to(np.zeros((), part.dtype), part.shape)
+    """An array or tensor of the same shape, of one zero in memory, or a list of such."""
+    return [_zeros(row, row.shape) for row in part] if isinstance(part, list) else _zeros(part, part.shape)
 
 
-def _join(parts: Sequence[_Part]) -> Any:
-    first, how = parts[0]
-    values = [part.value for part in parts]
-    if how == "list":
-        return values
+def _zeros(like: Any, shape: Sequence[int]) -> Any:
+    if isinstance(like, Tensor):
+        return like.new_zeros(()).expand(*shape)
+    return np.broadcast_to(np.zeros((), like.dtype), shape)
+
+
+def _join(parts: Sequence[Any], *, pixels: bool) -> Any:
+    """The rows of several images; of ``pixels``, only their number and the shape of the first."""
+    first = parts[0]
     if isinstance(first, list):
-        return list(itertools.chain(*values))
-    if how == "concatenate":
-        return torch.cat(values) if isinstance(first, Tensor) else np.concatenate(values)
-    if isinstance(first, Tensor):
-        return first.expand(len(parts), *first.shape) if first.numel() > _SMALL else torch.stack(values)
-    return np.broadcast_to(first, (len(parts), *first.shape)) if first.size > _SMALL else np.stack(values)
+        return list(itertools.chain(*parts))
+    if pixels:
+        return _zeros(first, (sum(map(len, parts)), *first.shape[1:]))
+    return torch.cat(list(parts)) if isinstance(first, Tensor) else np.concatenate(parts)
