@@ -70,7 +70,7 @@ def test_layers_that_something_else_changes_are_not_replaced():
     assert replaceable(trained, frozen=False)
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "32"), ("200", "200")])
+@pytest.mark.parametrize(("given", "expected"), [(None, "64"), ("200", "200")])
 def test_few_kernels_are_kept_unless_the_environment_says_otherwise(given, expected, monkeypatch):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     monkeypatch.setenv(name, given or "")  # restored after the test

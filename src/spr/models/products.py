@@ -21,12 +21,12 @@ _SMALLEST = 1_000_000
 
 
 def keep_few_kernels() -> None:
-    """Let oneDNN keep the kernels of 32 shapes, where it would keep 1,024, unless the environment says otherwise.
+    """Let oneDNN keep the kernels of 64 shapes, where it would keep 1,024, unless the environment says otherwise.
 
     Batches of many lengths have many shapes, and kernels that are not used again took 70 MiB of a small training.
     It has an effect only before oneDNN's first product or convolution of the process.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 @cache
