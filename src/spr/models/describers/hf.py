@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,6 +26,7 @@ from spr.models.chat import check_chat_template, check_image_token, check_thinki
 from spr.models.custom_models import check_multimodal, class_name, load_config, load_mllm
 from spr.models.describers.answer_tokens import AnswerTokens
 from spr.models.describers.generation import Generation, Samples, no_gradients
+from spr.models.describers.prompts import Prompt, group_samples, image_keys
 from spr.models.describers.rows import Ending, NotResumableError
 from spr.models.describers.sampling import SeededSampling, check_sampling
 from spr.models.describers.shared_images import SharedImages
@@ -50,15 +49,6 @@ from spr.models.protocols import Answer, DescribeRequest
 from spr.records import TRUNCATED
 
 _log = logging.getLogger(__name__)
-
-_SIMILAR = 7 / 8  # the least length of a prompt that is read with a longer one because of their image
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Prompt:
-    request: DescribeRequest
-    text: str  # rendered by the chat template, with one placeholder for the image
-    length: int  # approximate number of tokens, including the image
 
 
 class HfDescriber:
@@ -167,7 +157,7 @@ class HfDescriber:
             other._run.size, other._run.memory = batch_size, None
         return other
 
-    def _prompts(self, requests: Sequence[DescribeRequest]) -> list[_Prompt]:
+    def _prompts(self, requests: Sequence[DescribeRequest]) -> list[Prompt]:
         if not requests:
             return []
         self._check_prompts(requests)
@@ -180,7 +170,7 @@ class HfDescriber:
             sizes = [request.image.size[::-1] for request in requests]
             counted = count_image_tokens(self.processor, self.family, sizes)
         return [
-            _Prompt(request, rendered[request.prompt], words[request.prompt] + image)
+            Prompt(request, rendered[request.prompt], words[request.prompt] + image)
             for request, image in zip(requests, counted, strict=True)
         ]
 
@@ -196,7 +186,7 @@ class HfDescriber:
         """The user's turn and the start of the answer as input text, with one placeholder for the image."""
         return render_turn(self.processor, self.family, user_turn(prompt), thinking=self.thinking)
 
-    def _answer(self, prompts: Sequence[_Prompt], size: int) -> Iterator[tuple[int, Answer]]:
+    def _answer(self, prompts: Sequence[Prompt], size: int) -> Iterator[tuple[int, Answer]]:
         """Yield the index and the answer of each prompt when it is finished; ``size`` are generated at once."""
         if self._without_refill is None:
             options: dict[str, Any] = {}
@@ -204,9 +194,9 @@ class HfDescriber:
                 options["stopping_criteria"] = StoppingCriteriaList(
                     [StopStringCriteria(self.processor.tokenizer, stops)]
                 )
-            keys = _image_keys(prompts)
+            keys = image_keys(prompts)
             equal = self.family is not None and self.family.equal_lengths
-            samples = _samples(prompts, keys, equal_lengths=equal)
+            samples = group_samples(prompts, keys, equal_lengths=equal)
             generation = Generation(
                 self.model,
                 partial(self._inputs, keys=keys, images=self._shared_images(samples, keys, size)),
@@ -226,7 +216,7 @@ class HfDescriber:
         for start in range(0, len(prompts), size):
             yield from enumerate(self._answer_batch(prompts[start : start + size]), start)
 
-    def _answer_batch(self, batch: Sequence[_Prompt]) -> list[Answer]:
+    def _answer_batch(self, batch: Sequence[Prompt]) -> list[Answer]:
         lengths = {prompt.length for prompt in batch}
         if len(lengths) == 1 or self.family is None or not self.family.equal_lengths:
             return self._generate(batch)
@@ -235,7 +225,7 @@ class HfDescriber:
         return [answers[k] for k in range(len(batch))]
 
     def _inputs(
-        self, batch: Sequence[_Prompt], *, keys: Mapping[int, bytes] | None = None, images: SharedImages | None = None
+        self, batch: Sequence[Prompt], *, keys: Mapping[int, bytes] | None = None, images: SharedImages | None = None
     ) -> dict[str, Any]:
         """The model's inputs; ``keys`` of their images are needed with ``images``."""
         parts = [prompt.text for prompt in batch], [prompt.request.image for prompt in batch]
@@ -250,7 +240,7 @@ class HfDescriber:
         return inputs
 
     def _shared_images(
-        self, samples: Sequence[Samples[_Prompt]], keys: Mapping[int, bytes], size: int
+        self, samples: Sequence[Samples[Prompt]], keys: Mapping[int, bytes], size: int
     ) -> SharedImages | None:
         """What reads each image once, if several prompts are about one image."""
         uses: Counter[Hashable] = Counter()
@@ -260,7 +250,7 @@ class HfDescriber:
             return None
         return SharedImages(self.model, self.processor, self.family, uses)
 
-    def _generate(self, batch: Sequence[_Prompt]) -> list[Answer]:
+    def _generate(self, batch: Sequence[Prompt]) -> list[Answer]:
         inputs = self._inputs(batch)
         # An encoder reads the prompt; its decoder begins with a start token.
         encoded = self.family is not None and self.family.encoder_decoder
@@ -308,44 +298,3 @@ class HfDescriber:
         for module in self.model.modules():
             if isinstance(module, GenerationMixin):
                 module.generation_config = config
-
-
-def _image_keys(prompts: Sequence[_Prompt]) -> dict[int, bytes]:
-    """A digest of each image's content, by the image's `id`."""
-    keys: dict[int, bytes] = {}
-    for prompt in prompts:
-        image = prompt.request.image
-        if id(image) not in keys:
-            digest = hashlib.sha256(f"{image.mode} {image.size} {image.getpalette()}".encode())
-            digest.update(image.tobytes())
-            keys[id(image)] = digest.digest()
-    return keys
-
-
-def _samples(
-    prompts: Sequence[_Prompt], keys: Mapping[int, bytes], *, equal_lengths: bool = False
-) -> list[Samples[_Prompt]]:
-    """Group prompts of the same text and image, which are read once; then come others about that image.
-
-    These have about the same length, or with ``equal_lengths`` exactly the same.
-    """
-    groups: dict[tuple[bytes, str], list[int]] = {}
-    of_image: dict[bytes, list[str]] = {}
-    for k, prompt in enumerate(prompts):
-        key = keys[id(prompt.request.image)]
-        if (key, prompt.text) not in groups:
-            of_image.setdefault(key, []).append(prompt.text)
-        groups.setdefault((key, prompt.text), []).append(k)
-    order: dict[tuple[bytes, str], None] = {}
-    for key, text in groups:
-        if (key, text) in order:
-            continue
-        length = prompts[groups[key, text][0]].length
-        least = length if equal_lengths else length * _SIMILAR
-        others = [(key, other) for other in of_image[key] if prompts[groups[key, other][0]].length >= least]
-        order |= dict.fromkeys([(key, text), *others])
-    samples = (groups[group] for group in order)
-    return [
-        Samples(prompts[ks[0]], prompts[ks[0]].length, tuple(ks), tuple(prompts[k].request.seed for k in ks))
-        for ks in samples
-    ]
