@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +66,7 @@ def vision_names(model: Any) -> frozenset[str]:
 
 def _vision_model(model: Any) -> Any:
     """The part of a model, with or without PEFT around it, that has the vision tower."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     return base.model
 
 
