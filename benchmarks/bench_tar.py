@@ -99,7 +99,8 @@ def measure_reading(place: Path, names: Path, method: str, uncached: bool) -> di
 
 def measure_index(place: Path) -> dict[str, float]:
     """Index a place, or load its index from the cache; runs in a process of its own."""
-    import pyarrow as pa  # noqa: F401 - the memory of the index is measured without that of its library
+    # Before the first measurement, as in all results so far: the memory is that of the index, not of this library.
+    import pyarrow as pa  # noqa: F401
 
     from spr.core.images import ImageSource
 

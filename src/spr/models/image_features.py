@@ -35,6 +35,11 @@ class Features:
         tokens, *deep = (part.to(device, non_blocking=non_blocking) for part in (self.tokens, *self.deep))
         return Features(tokens, tuple(deep))
 
+    def copied(self) -> Features:
+        """Return a copy in main memory, which keeps no larger tensors alive."""
+        tokens, *deep = (part.to("cpu", copy=True) for part in (self.tokens, *self.deep))
+        return Features(tokens, tuple(deep))
+
     def split(self, counts: Sequence[int]) -> list[Features]:
         """The features of several images, of which each has so many tokens."""
         tokens, *deep = (torch.split(part, list(counts)) for part in (self.tokens, *self.deep))

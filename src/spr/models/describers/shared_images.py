@@ -74,9 +74,8 @@ class SharedImages:
         new = self._images.new
         if new is None or any(name in self._names and name not in self._images.names for name in inputs):
             return None  # features that also depend on the prompt (Ferret's regions)
-        tokens = (inputs["input_ids"] == self._image_token) & (
-            inputs["attention_mask"] == 1
-        )  # CogVLM's are its padding
+        # Without padding: CogVLM pads with the token that stands for a part of an image.
+        tokens = (inputs["input_ids"] == self._image_token) & (inputs["attention_mask"] == 1)
         counts = tokens.sum(1).tolist()
         found = dict(self._features)
         if new:
@@ -101,14 +100,9 @@ class SharedImages:
             if self._uses[key] > 0 and size <= LARGEST_STORE:
                 # A copy of its own: a part of a batch's features would keep the others in memory.
                 known = key in self._features
-                kept[key] = features if known else Features(*_copies(features))
+                kept[key] = features if known else features.copied()
         self._features = kept
         self._images.forget(set(kept))
-
-
-def _copies(features: Features) -> tuple[Tensor, tuple[Tensor, ...]]:
-    tokens, *deep = (part.to("cpu", copy=True) for part in (features.tokens, *features.deep))
-    return tokens, tuple(deep)
 
 
 class _ImagesOnce:
