@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spr.annotations.coco import Annotations, Dropped, read_coco
+from spr.annotations.assembly import Annotations, Dropped
+from spr.annotations.coco import read_coco
 from spr.annotations.crowd import CrowdDetector, CrowdQuery, replace_crowds
 
 if TYPE_CHECKING:
